@@ -1,0 +1,123 @@
+"""This package's own format: one JSON file beside the images.
+
+::
+
+    {"name": "my photos",
+     "images": ["a.jpg", "b.jpg"],
+     "queries": [{"name": "clock", "image": "a.jpg", "box": [10, 20, 110, 220],
+                  "positives": ["b.jpg"], "junk": [], "boxes": {"b.jpg": [30, 5, 90, 150]}}]}
+
+Image names are relative to the file's folder; a query's image need not be one of ``images``.
+``box`` outlines the object in the query's image (without it: the whole image), ``boxes`` in images
+of the collection, as far as known; all as left, top, right, bottom in pixels. ``name``, ``box``,
+``junk`` and ``boxes`` may be left out.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from rmacjax.datasets.ground_truth import (
+    Box,
+    FileName,
+    GroundTruth,
+    Query,
+    box_from_ltrb,
+    check_present,
+    four_numbers,
+    look_up,
+    names_at,
+    read_json,
+    value_at,
+)
+
+__all__ = ["GROUND_TRUTH_FILE", "read_own", "write_ground_truth"]
+
+GROUND_TRUTH_FILE = "ground_truth.json"
+"""The name under which a folder's ground truth is found."""
+
+
+def read_own(path: FileName) -> GroundTruth:
+    """Read a ground truth in this package's own format.
+
+    Args:
+        path: the JSON file.
+
+    Returns:
+        The collection's images and the queries.
+
+    Raises:
+        FileNotFoundError: the file or images are missing.
+        ValueError: the file is not as the format demands.
+    """
+    file = Path(path)
+    content = read_json(file, dict)
+    names = names_at(content, "images", str(file))
+    index = {name: i for i, name in enumerate(names)}
+    if len(index) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{file} lists the image {twice} twice; name each image once.")
+    paths = [str(file.parent / name) for name in names]
+    check_present(paths, file)
+    queries = [
+        _read_query(entry, f"{file}, query {number}", file, paths, index)
+        for number, entry in enumerate(value_at(content, "queries", list, str(file)))
+    ]
+    return GroundTruth(str(content.get("name", file.parent.resolve().name)), paths, queries)
+
+
+def write_ground_truth(ground_truth: GroundTruth, path: FileName) -> None:
+    """Write a ground truth in this package's own format, names relative to the file's folder.
+
+    Args:
+        ground_truth: what to write.
+        path: the file; called ``ground_truth.json``, it is found when its folder is read.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    file = Path(path)
+    names = [_relative(image, file.parent) for image in ground_truth.paths]
+    queries = []
+    for query in ground_truth.queries:
+        entry: dict[str, Any] = {"name": query.name, "image": _relative(query.path, file.parent)}
+        if query.box_px is not None:
+            entry["box"] = _to_ltrb(query.box_px)
+        entry["positives"] = [names[i] for i in query.positives]
+        entry["junk"] = [names[i] for i in query.junk]
+        entry["boxes"] = {names[i]: _to_ltrb(box) for i, box in query.boxes.items()}
+        queries.append(entry)
+    content = {"name": ground_truth.name, "images": names, "queries": queries}
+    file.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _read_query(
+    entry: Any, where: str, file: Path, paths: list[str], index: dict[str, int]
+) -> Query:
+    image = str(file.parent / value_at(entry, "image", str, where))
+    check_present([image], file)
+    box = None
+    if entry.get("box") is not None:
+        box = box_from_ltrb(image, four_numbers(entry["box"], where), where)
+    outlines = value_at({"boxes": {}} | entry, "boxes", dict, where)
+    boxes = {}
+    for i, ltrb in zip(look_up(list(outlines), index, where), outlines.values(), strict=True):
+        boxes[int(i)] = box_from_ltrb(paths[i], four_numbers(ltrb, where), where)
+    return Query(
+        image,
+        box,
+        look_up(names_at(entry, "positives", where), index, where),
+        look_up(names_at({"junk": []} | entry, "junk", where), index, where),
+        boxes,
+        str(entry.get("name", Path(image).stem)),
+    )
+
+
+def _to_ltrb(box: Box) -> list[int]:
+    top, left, bottom, right = (int(edge) for edge in box)
+    return [left, top, right, bottom]
+
+
+def _relative(path: str, folder: Path) -> str:
+    return Path(os.path.relpath(path, folder)).as_posix()

@@ -1,0 +1,172 @@
+"""Exact search: the rows of a matrix that are most like a query, and no approximation.
+
+Descriptors are unit vectors, so the dot product is the cosine. They may be kept in float16, half
+the memory for a difference of some 1e-4 in a score; blocks of 2,000 rows are turned into float32 as
+they are needed, because a CPU's half-precision products are slow.
+
+A program is compiled for a number of rows, and collections grow. So rows are padded to one of a few
+sizes (1, 2, 3, 4, 6, 8, 12, .. blocks: two programs each time a collection doubles), the true
+number of rows is an ordinary argument, and the loop ends after the last block that holds one.
+Whoever searches the same matrix often pads it once with `pad_rows` and passes ``rows=``.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+__all__ = ["BLOCK_ROWS", "all_scores", "pad_rows", "padded_size", "top_k"]
+
+BLOCK_ROWS = 2_000
+"""Rows that are turned into float32 at a time."""
+
+
+def padded_size(rows: int) -> int:
+    """Return the number of rows that a matrix of so many rows is padded to.
+
+    Args:
+        rows: at least 0.
+
+    Returns:
+        The least ``BLOCK_ROWS * 2**i`` or ``BLOCK_ROWS * 3 * 2**i`` that holds them.
+
+    >>> padded_size(1), padded_size(2_001), padded_size(9_000)
+    (2000, 4000, 12000)
+    """
+    blocks = -(-max(rows, 1) // BLOCK_ROWS)
+    power = 1 << (blocks - 1).bit_length()
+    return BLOCK_ROWS * (power * 3 // 4 if power >= 4 and blocks <= power * 3 // 4 else power)
+
+
+def pad_rows(descriptors: Float[Array | np.ndarray, "n d"]) -> Float[Array, "N d"]:
+    """Put a matrix on the device with zero rows below it, up to `padded_size`.
+
+    Args:
+        descriptors: (n, d), kept in their own dtype.
+
+    Returns:
+        (N, d); pass it to `top_k` together with ``rows=n``.
+    """
+    rows = descriptors.shape[0]
+    missing = padded_size(rows) - rows
+    if missing == 0:
+        return jnp.asarray(descriptors)
+    if isinstance(descriptors, np.ndarray):
+        padded = np.zeros((rows + missing, descriptors.shape[1]), descriptors.dtype)
+        padded[:rows] = descriptors
+        return jnp.asarray(padded)
+    return jnp.pad(descriptors, ((0, missing), (0, 0)))
+
+
+def top_k(
+    query: Float[Array | np.ndarray, "d"],
+    descriptors: Float[Array | np.ndarray, "n d"],
+    k: int,
+    *,
+    rows: int | None = None,
+) -> tuple[Float[Array, "k"], Int[Array, "k"]]:
+    """Find the k rows with the largest dot products with a query: all of them are looked at.
+
+    Several queries: ``jax.vmap(top_k, in_axes=(0, None, None))``, at 4 bytes per query and row.
+
+    Args:
+        query: (d,).
+        descriptors: (n, d), float16 or float32.
+        k: how many; where there are fewer rows, all of them are returned.
+        rows: how many rows count, from the top; the rest is padding. None: all n.
+
+    Returns:
+        scores (min(k, rows),) float32, decreasing, and indices (min(k, rows),) int32. Of equal
+        scores the lower index comes first. A score that is NaN counts as -inf and so comes last.
+
+    Raises:
+        ValueError: k below 1, rows outside 0..n, or a query of another length.
+
+    >>> import numpy as np
+    >>> scores, indices = top_k(np.ones(2, np.float32), np.eye(2, dtype=np.float32) * 3, 5)
+    >>> indices.tolist()
+    [0, 1]
+    """
+    if k < 1:
+        raise ValueError(f"k is {k}, but a search returns at least 1 result.")
+    rows = _check(query, descriptors, rows)
+    padded = _padded(descriptors)
+    # k is rounded up too: "all of them" must not be one program for each size of a collection.
+    rounded = min(1 << (k - 1).bit_length(), padded.shape[0])
+    scores, indices = _best(jnp.asarray(query, jnp.float32), padded, jnp.int32(rows), k=rounded)
+    kept = min(k, rows)
+    return scores[:kept], indices[:kept]
+
+
+def all_scores(
+    query: Float[Array | np.ndarray, "d"],
+    descriptors: Float[Array | np.ndarray, "n d"],
+    *,
+    rows: int | None = None,
+) -> Float[Array, "rows"]:
+    """Return the dot products of a query with all rows, computed as `top_k` does.
+
+    Args:
+        query: (d,).
+        descriptors: (n, d), float16 or float32.
+        rows: how many rows count, from the top; the rest is padding. None: all n.
+
+    Returns:
+        (rows,) float32; -inf for NaN.
+
+    Raises:
+        ValueError: rows outside 0..n, or a query of another length.
+    """
+    rows = _check(query, descriptors, rows)
+    padded = _padded(descriptors)
+    return _scores(jnp.asarray(query, jnp.float32), padded, jnp.int32(rows))[:rows]
+
+
+def _check(query: Array | np.ndarray, descriptors: Array | np.ndarray, rows: int | None) -> int:
+    n, d = descriptors.shape
+    if query.shape != (d,):
+        raise ValueError(
+            f"The query has shape {query.shape}, but the descriptors have {d} dimensions; describe "
+            "both with the same network and whitening."
+        )
+    if rows is None:
+        return n
+    if not 0 <= rows <= n:
+        raise ValueError(f"rows is {rows}, but the matrix has {n} rows.")
+    return rows
+
+
+def _padded(descriptors: Array | np.ndarray) -> Array:
+    if descriptors.shape[0] == padded_size(descriptors.shape[0]):
+        return jnp.asarray(descriptors)
+    return pad_rows(descriptors)
+
+
+@jax.jit
+def _scores(
+    query: Float[Array, "d"], descriptors: Float[Array, "n d"], rows: Int[Array, ""]
+) -> Float[Array, "n"]:
+    def score_block(block: Array, scores: Array) -> Array:
+        start = block * BLOCK_ROWS
+        part = jax.lax.dynamic_slice_in_dim(descriptors, start, BLOCK_ROWS)
+        part_scores = jnp.matmul(
+            part.astype(jnp.float32), query, precision=jax.lax.Precision.HIGHEST
+        )
+        part_scores = jnp.where(jnp.isnan(part_scores), -jnp.inf, part_scores)
+        return jax.lax.dynamic_update_slice_in_dim(scores, part_scores, start, 0)
+
+    count = descriptors.shape[0]
+    blocks = (rows + BLOCK_ROWS - 1) // BLOCK_ROWS
+    start = jnp.full(count, -jnp.inf, jnp.float32)
+    scores = jax.lax.fori_loop(jnp.int32(0), blocks, score_block, start)
+    return jnp.where(jnp.arange(count, dtype=jnp.int32) < rows, scores, -jnp.inf)
+
+
+@partial(jax.jit, static_argnames="k")
+def _best(
+    query: Float[Array, "d"], descriptors: Float[Array, "n d"], rows: Int[Array, ""], *, k: int
+) -> tuple[Float[Array, "k"], Int[Array, "k"]]:
+    scores, indices = jax.lax.top_k(_scores(query, descriptors, rows), k)
+    return scores, indices

@@ -1,0 +1,144 @@
+"""Exact search against a sort in float64, its ties, its padding, and how often it compiles."""
+
+import inspect
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rmacjax import search
+from rmacjax.search import BLOCK_ROWS, all_scores, pad_rows, padded_size, top_k
+
+
+def unit_rows(rng, n, d, dtype=np.float32):
+    rows = rng.normal(size=(n, d))
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(dtype)
+
+
+def brute_force(query, descriptors, k):
+    """Scores in float64; of equal ones the lower index first."""
+    scores = np.array([np.dot(row, query) for row in descriptors.astype(np.float64)])
+    order = sorted(range(len(scores)), key=lambda i: (-scores[i], i))[:k]
+    return scores[order], np.array(order, int)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+@pytest.mark.parametrize("n", [1, 1999, 2000, 2001, 7500])
+def test_equals_brute_force(rng, dtype, n):
+    descriptors = unit_rows(rng, n, 16, dtype)
+    query = unit_rows(rng, 1, 16)[0]
+    scores, indices = top_k(query, descriptors, 20)
+    wanted, order = brute_force(query, descriptors, 20)
+    assert scores.dtype == jnp.float32
+    assert indices.dtype == jnp.int32
+    np.testing.assert_allclose(scores, wanted, atol=1e-6)
+    np.testing.assert_array_equal(indices, order)
+    everything = all_scores(query, descriptors)
+    assert everything.shape == (n,)
+    np.testing.assert_allclose(everything, descriptors.astype(np.float64) @ query, atol=1e-6)
+
+
+@settings(max_examples=25)
+@given(n=st.integers(1, 60), k=st.integers(1, 80), seed=st.integers(0, 10**6))
+def test_ties_go_to_the_lower_index_and_padding_never_wins(n, k, seed):
+    rng = np.random.default_rng(seed)
+    # Whole numbers: many scores are equal, exactly; all are negative, so that a zero row would win.
+    descriptors = -rng.integers(1, 4, size=(n, 3)).astype(np.float32)
+    query = np.ones(3, np.float32)
+    scores, indices = top_k(query, descriptors, k)
+    wanted, order = brute_force(query, descriptors, k)
+    np.testing.assert_array_equal(scores, wanted)
+    np.testing.assert_array_equal(indices, order)
+
+
+def test_ties_across_blocks(rng):
+    descriptors = np.tile(unit_rows(rng, 1, 8), (5000, 1))
+    _, indices = top_k(descriptors[0], descriptors, 4500)
+    np.testing.assert_array_equal(indices, np.arange(4500))
+
+
+def test_padded_once_equals_padded_each_time(rng):
+    descriptors = unit_rows(rng, 2500, 8, np.float16)
+    query = unit_rows(rng, 1, 8)[0]
+    padded = pad_rows(descriptors)
+    assert padded.shape == (4000, 8)
+    assert padded.dtype == jnp.float16
+    for given_rows in (padded, pad_rows(jnp.asarray(descriptors))):
+        once = top_k(query, given_rows, 7, rows=2500)
+        each_time = top_k(query, descriptors, 7)
+        np.testing.assert_array_equal(once[1], each_time[1])
+        np.testing.assert_array_equal(once[0], each_time[0])
+    np.testing.assert_array_equal(
+        all_scores(query, padded, rows=2500), all_scores(query, descriptors)
+    )
+    # What lies below `rows` is never looked at, whatever it holds.
+    dirty = padded.at[2500:].set(jnp.float16(60.0))
+    np.testing.assert_array_equal(top_k(query, dirty, 7, rows=2500)[1], each_time[1])
+
+
+def test_nothing_to_find(rng):
+    scores, indices = top_k(np.ones(4, np.float32), np.zeros((0, 4), np.float32), 3)
+    assert scores.shape == indices.shape == (0,)
+    assert all_scores(np.ones(4, np.float32), np.zeros((0, 4), np.float32)).shape == (0,)
+
+
+def test_a_broken_row_comes_last():
+    descriptors = np.eye(4, dtype=np.float32)
+    descriptors[1] = np.nan
+    scores, indices = top_k(np.float32([-1, 0, 0, 1]), descriptors, 4)
+    assert indices.tolist() == [3, 2, 0, 1]
+    assert scores[3] == -np.inf
+
+
+def test_several_queries_and_jit(rng):
+    descriptors = pad_rows(unit_rows(rng, 2300, 8, np.float16))
+    queries = unit_rows(rng, 3, 8)
+    scores, indices = jax.vmap(lambda q: top_k(q, descriptors, 5, rows=2300))(queries)
+    direct = jax.vmap(top_k, in_axes=(0, None, None))(queries, descriptors[:2000], 5)
+    assert direct[0].shape == (3, 5)
+    inside = jax.jit(lambda q, x: top_k(q, x, 5, rows=2300))
+    for i in range(3):
+        one = top_k(queries[i], descriptors, 5, rows=2300)
+        np.testing.assert_array_equal(indices[i], one[1])
+        np.testing.assert_allclose(scores[i], one[0], atol=1e-6)
+        np.testing.assert_array_equal(inside(queries[i], descriptors)[1], one[1])
+
+
+def test_a_growing_collection_compiles_few_programs(rng):
+    search._best.clear_cache()
+    for n in (3, 150, 1999, 2000, 2001, 3100, 4000, 5999):
+        descriptors = unit_rows(rng, n, 6, np.float16)
+        for k in (5, 6, 8):
+            top_k(descriptors[0], descriptors, k)
+    assert search._best._cache_size() == 3  # one each for 2,000, 4,000 and 6,000 rows
+    # All of a small collection, as it grows to a thousand: k is rounded up to powers of two.
+    search._best.clear_cache()
+    for n in (1, 2, 3, 40, 50, 60, 700, 800, 999):
+        scores, _ = top_k(np.ones(6, np.float32), np.ones((n, 6), np.float16), n)
+        assert scores.shape == (n,)
+    assert search._best._cache_size() == 5  # for 1, 2, 4, 64 and 1,024 results
+
+
+def test_padded_sizes_are_few_and_close():
+    sizes = {padded_size(n) for n in range(0, 2_000_001, 500)}
+    assert len(sizes) <= 2 * 11
+    for n in range(0, 300_001, 777):
+        size = padded_size(n)
+        assert size >= n
+        assert size % BLOCK_ROWS == 0
+        assert size <= max(1.5 * (n + BLOCK_ROWS), BLOCK_ROWS)
+
+
+def test_errors(rng):
+    descriptors = unit_rows(rng, 5, 4)
+    with pytest.raises(ValueError, match="k is 0"):
+        top_k(descriptors[0], descriptors, 0)
+    with pytest.raises(ValueError, match="rows is 6, but the matrix has 5"):
+        top_k(descriptors[0], descriptors, 2, rows=6)
+    # Without the tests' own shape checks, which would speak first.
+    for function, more in ((top_k, (2,)), (all_scores, ())):
+        with pytest.raises(ValueError, match="the descriptors have 4 dimensions"):
+            inspect.unwrap(function)(descriptors[0, :3], descriptors, *more)
