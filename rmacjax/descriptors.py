@@ -1,0 +1,190 @@
+"""Descriptors: from a batch of images to one unit vector per image.
+
+Everything here is a pure function of arrays and pytrees. Padded batches are exact: the backbone
+erases what lies beyond an image, and the regions of each map are given as boxes, so one compiled
+program serves maps of every size that fits the batch.
+
+References: Tolias et al., ICLR 2016, section 3.
+"""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Num, UInt8
+
+from rmacjax.backbones import Network, Weights, forward
+from rmacjax.integral import quantize
+from rmacjax.normalization import l2_normalize
+from rmacjax.pooling import aggregate_regions, gem, mac, pad_regions, region_maxima, spoc
+from rmacjax.regions import max_regions, rmac_regions
+from rmacjax.whitening import Whitening
+
+Pool = Literal["rmac", "mac", "spoc", "gem"]
+
+
+class Params(NamedTuple):
+    """All that describing needs: a pytree whose static facts ride along without leaves.
+
+    Attributes:
+        network: the static facts of the backbone, see `rmacjax.backbones.Network`.
+        weights: flat dictionary of the backbone's weights.
+        whitening: applied to every region, or None for none.
+    """
+
+    network: Network
+    weights: Weights
+    whitening: Whitening | None = None
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How images are described; stored with a collection, so that queries are treated alike.
+
+    Attributes:
+        long_side: images are shrunk to at most this many pixels along their long side.
+        pool: "rmac", or one vector per image by "mac", "spoc" or "gem".
+        levels: scales of R-MAC's region grid.
+        with_global: whether R-MAC adds the whole map as one more region (a PyTorch port's habit;
+            the paper does not).
+        scales: each image is described at these multiples of its size; the unit vectors are
+            averaged. A scale too small for the network is left out.
+        whiten: whether the params' whitening is used where there is one.
+
+    Raises:
+        ValueError: naming the setting and the values it may have.
+    """
+
+    long_side: int = 1024
+    pool: Pool = "rmac"
+    levels: int = 3
+    with_global: bool = False
+    scales: tuple[float, ...] = (1.0,)
+    whiten: bool = True
+
+    def __post_init__(self) -> None:
+        if self.long_side < 1:
+            raise ValueError(f"long_side must be at least 1 pixel, not {self.long_side}")
+        if self.pool not in ("rmac", "mac", "spoc", "gem"):
+            raise ValueError(f"pool must be rmac, mac, spoc or gem, not {self.pool!r}")
+        if self.levels < 1:
+            raise ValueError(f"levels must be at least 1, not {self.levels}")
+        if not self.scales or not all(0 < scale <= 1 for scale in self.scales):
+            raise ValueError(f"scales must lie above 0 and at most at 1, not {self.scales}")
+
+
+class Described(NamedTuple):
+    """What one pass over a batch gives.
+
+    Attributes:
+        descriptors: (n, d) float32, unit rows.
+        queries: (n, c) float32, the plain l2-normalized MAC that localization compares with.
+        levels: (n, h, w, c) uint8, the activation maps quantised to 0..8 as they are stored.
+        sizes: (n, 2) int32, valid cells of each map.
+    """
+
+    descriptors: Float[Array, "n d"]
+    queries: Float[Array, "n c"]
+    levels: UInt8[Array, "n h w c"]
+    sizes: Int[Array, "n 2"]
+
+
+@lru_cache(maxsize=8192)
+def region_grid(
+    h: int, w: int, *, levels: int = 3, with_global: bool = False
+) -> Int[np.ndarray, "r 4"]:
+    """R-MAC's regions of one map, padded with empty boxes to the most that any map can have.
+
+    Args:
+        h: valid rows of the map, cells.
+        w: valid columns of the map, cells.
+        levels: scales of the grid.
+        with_global: whether the whole map is one more region.
+
+    Returns:
+        (r, 4) int32 boxes in cells, `r` depending on the options alone; read-only.
+    """
+    regions = rmac_regions(h, w, levels)
+    if with_global:
+        regions = np.concatenate([regions, np.asarray([[0, 0, h, w]], regions.dtype)])
+    grid = pad_regions(regions, max_regions(levels) + int(with_global))
+    grid.setflags(write=False)
+    return grid
+
+
+def pool_map(
+    activation_map: Num[Array, "h w c"],
+    regions: Int[Array, "r 4"],
+    whitening: Whitening | None = None,
+    *,
+    pool: Pool = "rmac",
+) -> Float[Array, " d"]:
+    """Describe one map, or one box of it, given its regions.
+
+    Args:
+        activation_map: float activations or quantised levels, zero beyond the valid size.
+        regions: boxes in cells; empty ones (`top == bottom`) are padding. For pools other than
+            R-MAC the first region is the whole of what is described.
+        whitening: applied to each region's unit vector.
+        pool: how a vector is made of a region.
+
+    Returns:
+        (d,) float32, a unit vector (zero where there is nothing to see).
+    """
+    if pool == "rmac":
+        vectors = region_maxima(activation_map, regions).astype(jnp.float32)
+        return aggregate_regions(vectors, whitening, mask=regions[:, 2] > regions[:, 0])
+    top, left, bottom, right = regions[0]
+    values = jnp.roll(activation_map.astype(jnp.float32), (-top, -left), axis=(0, 1))
+    size = jnp.stack([bottom - top, right - left])
+    rows = jnp.arange(values.shape[0])[:, None, None] < size[0]
+    columns = jnp.arange(values.shape[1])[None, :, None] < size[1]
+    values = jnp.where(rows & columns, values, 0.0)
+    vector = {"mac": mac, "spoc": spoc, "gem": gem}[pool](values, size=size)
+    return aggregate_regions(vector[None, :], whitening)
+
+
+def describe_batch(
+    params: Params,
+    images: Num[Array, "n H W 3"],
+    sizes: Int[Array, "n 2"] | None,
+    regions: Int[Array, "n r 4"],
+    *,
+    pool: Pool = "rmac",
+) -> Described:
+    """Run the whole chain on a padded batch: network, regions, whitening, sum, and quantisation.
+
+    Args:
+        params: the network, its weights and its whitening.
+        images: RGB, uint8 or float in 0..255, padded at the bottom and the right.
+        sizes: valid height and width of each image in pixels, or None where nothing is padded.
+        regions: each map's regions in cells, see `region_grid`; padding rows are empty.
+        pool: how a vector is made of a map.
+    """
+    maps, cells = forward(params.network, params.weights, images, sizes)
+    descriptors = jax.vmap(lambda a, r: pool_map(a, r, params.whitening, pool=pool))(maps, regions)
+    queries = l2_normalize(jax.vmap(mac)(maps))
+    levels = quantize(maps, params.network.activation_scale)
+    return Described(descriptors, queries, levels, cells)
+
+
+def fingerprint(params: Params, settings: Settings) -> str:
+    """A name for what decides a descriptor: weights, whitening, network facts and settings.
+
+    Two collections with the same fingerprint can be searched with the same query.
+    """
+    facts = asdict(params.network)
+    del facts["name"], facts["source"]  # what it is called, not what it computes
+    digest = hashlib.sha256(json.dumps([facts, asdict(settings)], sort_keys=True).encode())
+    arrays = dict(params.weights)
+    if params.whitening is not None and settings.whiten:
+        arrays |= {f"whitening.{k}": v for k, v in params.whitening._asdict().items()}
+    for name, array in sorted(arrays.items()):
+        digest.update(f"{name}{array.shape}".encode())
+        digest.update(np.ascontiguousarray(array, np.float32))
+    return digest.hexdigest()[:16]

@@ -1,0 +1,315 @@
+"""Retrieval: from an outlined object to ranked photos with boxes.
+
+One path, read downwards: the query's descriptor ranks everything (*filter*); the best thousand maps
+are read, AML finds the object in each, and the descriptor of what was found scores it (*re-rank*);
+the mean of the query and the best five boxes scores those thousand once more (*expand*).
+
+Where the descriptors and maps lie is not decided here: anything with the few members of `Gallery`
+can be searched, a collection on disk and arrays in memory alike.
+
+References: Tolias et al., ICLR 2016, sections 5 and 6.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float, Int, UInt8
+
+from rmacjax.descriptors import Params, Settings
+from rmacjax.expansion import average_expansion
+from rmacjax.extraction import Failed, Image, Source, extract
+from rmacjax.preprocessing import load_image
+from rmacjax.regions import boxes_to_px, check_box_px
+from rmacjax.reranking import box_regions, describe_boxes, localize_batch
+from rmacjax.search import top_k
+from rmacjax.whitening import Whitening
+
+MAP_SIDES = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64)
+"""Sides of padded map batches in cells; beyond 64, multiples of 32."""
+
+MAPS_PER_BATCH = {"cpu": 16, "gpu": 128, "tpu": 128}
+
+
+@runtime_checkable
+class Gallery(Protocol):
+    """What retrieval needs of a collection: one consistent view of it."""
+
+    @property
+    def descriptors(self) -> Float[Array | np.ndarray, "n d"]:
+        """One unit row per image, float16 or float32; `map_sizes` says how many, rows may follow."""
+        ...
+
+    @property
+    def map_sizes(self) -> Int[np.ndarray, "n 2"]:
+        """Rows and columns of each activation map, cells."""
+        ...
+
+    def read_levels(self, indices: Sequence[int]) -> list[UInt8[np.ndarray, "_ _ c"]]:
+        """The quantised activation maps of some images, in the order asked for."""
+        ...
+
+
+class Query(NamedTuple):
+    """An outlined object, described.
+
+    Attributes:
+        descriptor: (d,) float32, unit, as the collection's are.
+        mac: (c,) float32, unit: the plain MAC that localization compares with.
+        ratio: height / width of the outlined box in pixels.
+        box_px: the box in the query image; the whole image where none was given.
+        height_px: height of the query image.
+        width_px: width of the query image.
+    """
+
+    descriptor: Float[np.ndarray, " d"]
+    mac: Float[np.ndarray, " c"]
+    ratio: float
+    box_px: tuple[int, int, int, int]
+    height_px: int
+    width_px: int
+
+
+class Stage(NamedTuple):
+    """A ranking and its scores, best first.
+
+    Attributes:
+        indices: (k,) positions in the gallery.
+        scores: (k,) float32.
+    """
+
+    indices: Int[np.ndarray, " k"]
+    scores: Float[np.ndarray, " k"]
+
+
+class Retrieved(NamedTuple):
+    """The outcome of one search, stage by stage.
+
+    Attributes:
+        ranking: the final order, of all images that the filter kept.
+        filtered: the order by the query's descriptor alone.
+        reranked: the order by the boxes' descriptors, or None where nothing was re-ranked.
+        boxes: gallery position -> (k, 4) boxes in cells, best first.
+        box_scores: gallery position -> (k,) cosines of localization.
+        seconds: what each stage took.
+    """
+
+    ranking: Stage
+    filtered: Stage
+    reranked: Stage | None
+    boxes: dict[int, Int[np.ndarray, "k 4"]]
+    box_scores: dict[int, Float[np.ndarray, " k"]]
+    seconds: dict[str, float]
+
+
+_localize_batch = jax.jit(localize_batch, static_argnames=("alpha", "instances"))
+_describe_boxes = jax.jit(describe_boxes, static_argnames=("pool",))
+
+
+def describe_query(
+    params: Params,
+    image: Source,
+    box_px: tuple[int, int, int, int] | None = None,
+    *,
+    settings: Settings,
+) -> Query:
+    """Describe the outlined part of an image: the crop goes through the network by itself.
+
+    Args:
+        params: the collection's.
+        image: a file path, or an (H, W, 3) RGB array.
+        box_px: (top, left, bottom, right) in pixels of the image, or None for all of it.
+        settings: the collection's.
+
+    Raises:
+        ValueError: where the box is upside down, empty or reaches outside, or the crop is too small
+            for the network.
+        OSError: where the file cannot be read.
+    """
+    pixels, height, width, box = cut_query(image, box_px, settings.long_side)
+    (item,) = extract(params, [pixels], settings=settings)
+    if isinstance(item, Failed):
+        raise ValueError(f"the query's box {box} cannot be described: {item.error}")
+    ratio = (box[2] - box[0]) / (box[3] - box[1])
+    return Query(item.descriptor, item.query, ratio, box, height, width)
+
+
+def cut_query(
+    image: Source, box_px: tuple[int, int, int, int] | None, long_side: int
+) -> tuple[Image, int, int, tuple[int, int, int, int]]:
+    """The outlined pixels, the image's height and width, and the box as it was taken."""
+    if isinstance(image, str) or hasattr(image, "__fspath__"):
+        loaded = load_image(image, long_side, box_px=box_px)
+        height, width = loaded.height_px, loaded.width_px
+        pixels = loaded.pixels
+        box = check_box_px(box_px or (0, 0, height, width), (height, width))
+    else:
+        whole = np.asarray(image)
+        height, width = whole.shape[:2]
+        box = check_box_px(box_px or (0, 0, height, width), (height, width))
+        pixels = whole[box[0] : box[2], box[1] : box[3]]
+    return pixels, height, width, box
+
+
+def retrieve(
+    query: Query,
+    gallery: Gallery,
+    *,
+    whitening: Whitening | None = None,
+    settings: Settings,
+    keep: int = 1000,
+    rerank: int = 1000,
+    expand: int = 5,
+    instances: int = 1,
+    alpha: float | None = None,
+) -> Retrieved:
+    """Rank a gallery for one query.
+
+    Args:
+        query: from `describe_query`.
+        gallery: what to search.
+        whitening: the one the gallery's descriptors were made with.
+        settings: the gallery's.
+        keep: how many images the filter keeps at least.
+        rerank: how many of the best are localised and re-ranked; 0 for none.
+        expand: how many of the best boxes join the query for the last scoring; 0 for none.
+        instances: boxes per image.
+        alpha: exponent of the paper's generalized mean for localization; None for exact maxima.
+    """
+    seconds: dict[str, float] = {}
+    with _timed(seconds, "filter"):
+        size = len(gallery.map_sizes)
+        count = max(1, min(size, max(keep, rerank)))
+        scores, indices = top_k(query.descriptor, gallery.descriptors, count, rows=size)
+        filtered = Stage(np.asarray(indices), np.asarray(scores))
+    chosen = filtered.indices[:rerank]
+    if not len(chosen):
+        return Retrieved(filtered, filtered, None, {}, {}, seconds)
+
+    with _timed(seconds, "localize"):
+        vectors, boxes, box_scores = _find_boxes(
+            query, gallery, chosen, whitening, settings, instances=instances, alpha=alpha
+        )
+    with _timed(seconds, "rerank"):
+        reranked = _reordered(filtered, vectors, query.descriptor)
+    ranking = reranked
+    if expand > 0:
+        with _timed(seconds, "expand"):
+            order = np.argsort(-(vectors @ query.descriptor), kind="stable")[:expand]
+            expanded = np.asarray(average_expansion(query.descriptor, vectors[order]))
+            ranking = _reordered(filtered, vectors, expanded)
+    return Retrieved(ranking, filtered, reranked, boxes, box_scores, seconds)
+
+
+def _find_boxes(
+    query: Query,
+    gallery: Gallery,
+    chosen: Int[np.ndarray, " k"],
+    whitening: Whitening | None,
+    settings: Settings,
+    *,
+    instances: int,
+    alpha: float | None,
+) -> tuple[Float[np.ndarray, "k d"], dict[int, np.ndarray], dict[int, np.ndarray]]:
+    """Localise the query in the chosen maps: best boxes' descriptors, all boxes, cosines."""
+    vectors = np.zeros((len(chosen), len(query.descriptor)), np.float32)
+    boxes: dict[int, np.ndarray] = {}
+    box_scores: dict[int, np.ndarray] = {}
+    ratio = np.float32(query.ratio)
+    for positions, maps, sizes in _map_batches(gallery, chosen):
+        maps = jax.device_put(maps)
+        found = _localize_batch(maps, sizes, query.mac, ratio, alpha=alpha, instances=instances)
+        score, box = (np.asarray(field) for field in found)
+        if settings.pool == "rmac":
+            regions = box_regions(
+                box[:, 0], levels=settings.levels, with_global=settings.with_global
+            )
+        else:
+            regions = box[:, :1]
+        described = np.asarray(_describe_boxes(maps, regions, whitening, pool=settings.pool))
+        vectors[positions] = described[: len(positions)]
+        for row, index in enumerate(chosen[positions].tolist()):
+            boxes[index], box_scores[index] = box[row], score[row]
+    return vectors, boxes, box_scores
+
+
+def boxes_in_pixels(
+    retrieved: Retrieved, index: int, map_size: Sequence[int], image_size_px: Sequence[int]
+) -> list[tuple[int, int, int, int]]:
+    """An image's boxes in pixels of its original file, best first."""
+    cells = retrieved.boxes.get(index)
+    if cells is None:
+        return []
+    real = cells[cells[:, 2] > cells[:, 0]]
+    pixels = np.rint(boxes_to_px(real, tuple(map_size), tuple(image_size_px))).astype(int)
+    return [tuple(box) for box in pixels.tolist()]
+
+
+def _reordered(
+    filtered: Stage, vectors: Float[np.ndarray, "k d"], query: Float[np.ndarray, " d"]
+) -> Stage:
+    """The re-ranked images by their boxes' scores; what was not re-ranked follows as it was."""
+    scores = (vectors @ query).astype(np.float32)
+    order = np.argsort(-scores, kind="stable")
+    rest = slice(len(vectors), None)
+    return Stage(
+        np.concatenate([filtered.indices[order], filtered.indices[rest]]),
+        np.concatenate([scores[order], filtered.scores[rest]]),
+    )
+
+
+def map_side(side: int) -> int:
+    """The padded side, in cells, for a map's side."""
+    for step in MAP_SIDES:
+        if side <= step:
+            return step
+    return -(-side // 32) * 32
+
+
+def _map_batches(
+    gallery: Gallery, chosen: Int[np.ndarray, " k"]
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Read the chosen maps in padded batches of like size, one batch ahead of the device.
+
+    Yields:
+        Positions in `chosen` (m,), levels (n, h, w, c) with n >= m fixed, and valid sizes (n, 2).
+    """
+    length = MAPS_PER_BATCH.get(jax.default_backend(), MAPS_PER_BATCH["cpu"])
+    padded: dict[tuple[int, int], list[int]] = {}
+    for position, (h, w) in enumerate(gallery.map_sizes[chosen].tolist()):
+        padded.setdefault((map_side(h), map_side(w)), []).append(position)
+    parts = [
+        (shape, positions[start : start + length])
+        for shape, positions in padded.items()
+        for start in range(0, len(positions), length)
+    ]
+
+    def read(part):
+        shape, positions = part
+        levels = gallery.read_levels(chosen[positions].tolist())
+        maps = np.zeros((length, *shape, levels[0].shape[-1]), np.uint8)
+        sizes = np.ones((length, 2), np.int32)
+        for row, level in enumerate(levels):
+            maps[row, : level.shape[0], : level.shape[1]] = level
+            sizes[row] = level.shape[:2]
+        return np.asarray(positions), maps, sizes
+
+    with ThreadPoolExecutor(1, thread_name_prefix="read-maps") as pool:
+        ahead = None
+        for part in parts:
+            current, ahead = ahead, pool.submit(read, part)
+            if current is not None:
+                yield current.result()
+        if ahead is not None:
+            yield ahead.result()
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    seconds[stage] = time.perf_counter() - start

@@ -1,0 +1,212 @@
+"""A collection on disk: grows, shrinks, resumes, refuses what does not fit, and finds objects."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+
+from rmacjax import weights
+from rmacjax.backbones import TORCHVISION_CONVENTION, Network, initialize
+from rmacjax.collection import AddReport, Collection
+from rmacjax.descriptors import Params, Settings
+from rmacjax.preprocessing import encode_jpeg, encode_png
+from rmacjax.regions import box_iou
+from rmacjax.scenes import render_collection
+
+OBJECTS, VIEWS, DISTRACTORS = 3, 3, 6
+SETTINGS = Settings(long_side=256)
+
+
+@pytest.fixture(scope="module")
+def params(tmp_path_factory):
+    network = Network("alexnet", False, TORCHVISION_CONVENTION, activation_scale=20.0)
+    path = tmp_path_factory.mktemp("weights") / "random.safetensors"
+    weights.save(path, Params(network, initialize("alexnet", 0)), origin="random", licence="none")
+    return weights.load(path)
+
+
+@pytest.fixture(scope="module")
+def scenes():
+    return render_collection(
+        seed=3, objects=OBJECTS, views=VIEWS, distractors=DISTRACTORS, size=(192, 256)
+    )
+
+
+@pytest.fixture(scope="module")
+def photos(scenes, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("photos")
+    (folder / "more").mkdir()
+    paths = []
+    for i, image in enumerate(scenes.images):
+        paths.append(folder / ("more" if i % 2 else "") / f"{i:02d}.jpg")
+        paths[-1].write_bytes(encode_jpeg(image, 92))
+    return paths
+
+
+@pytest.fixture(scope="module")
+def collection(params, photos, tmp_path_factory):
+    made = Collection.create(
+        tmp_path_factory.mktemp("store") / "photos.lance", params, settings=SETTINGS
+    )
+    report = made.add(photos[0].parent)
+    assert report[:4] == (len(photos), 0, 0, [])
+    return made
+
+
+def test_what_was_added_is_there_after_opening_again(collection, photos):
+    again = Collection.open(collection.location)
+    assert len(again) == len(photos)
+    assert sorted(again.paths) == sorted(map(str, photos))
+    assert again.settings == SETTINGS
+
+
+def test_the_query_photo_is_found_first_with_its_object(collection, scenes, photos):
+    for index, box in scenes.queries:
+        result = collection.search(photos[index], tuple(int(b) for b in box), top=5)
+        assert len(result) == 5
+        assert result[0].path == str(photos[index])
+        overlap = box_iou(np.asarray(result[0].box_px), np.asarray(box))
+        assert overlap > 0.3, (index, result[0].box_px, box)
+        scores = [hit.score for hit in result]
+        assert scores == sorted(scores, reverse=True)
+        for hit in result:
+            top, left, bottom, right = hit.box_px
+            assert 0 <= top < bottom <= hit.height_px and 0 <= left < right <= hit.width_px
+        assert {"describe", "filter", "localize", "rerank", "expand"} <= set(result.timings)
+
+
+def test_an_array_is_searched_like_its_file(collection, photos, scenes):
+    from rmacjax.preprocessing import load_image
+
+    index, box = scenes.queries[0]
+    box = tuple(int(b) for b in box)
+    from_file = collection.search(photos[index], box)
+    from_array = collection.search(load_image(photos[index]).pixels, box)
+    assert [hit.path for hit in from_file] == [hit.path for hit in from_array]
+    assert from_array.query_path is None
+
+
+def test_stages_can_be_left_out(collection, photos):
+    plain = collection.search(photos[0], rerank=0)
+    assert all(hit.box_px is None and hit.box_score is None for hit in plain)
+    assert [hit.score for hit in plain] == [hit.filter_score for hit in plain]
+    some = collection.search(photos[0], rerank=4, top=10)
+    assert sum(hit.box_px is not None for hit in some) == 4
+    assert len(some) == 10
+
+
+def test_several_instances_give_separate_boxes(collection, photos):
+    for hit in collection.search(photos[0], top=3, instances=3):
+        assert 1 <= len(hit.boxes_px) <= 3
+        assert hit.box_px == hit.boxes_px[0]
+        for i, first in enumerate(hit.boxes_px):
+            for second in hit.boxes_px[i + 1 :]:
+                assert box_iou(np.asarray(first), np.asarray(second)) < 0.6
+
+
+def test_adding_again_skips_and_replaces_only_what_changed(params, scenes, tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for i in range(3):
+        (folder / f"{i}.png").write_bytes(encode_png(scenes.images[i]))
+    c = Collection.create(tmp_path / "c", params, settings=SETTINGS)
+    assert c.add(folder)[:3] == (3, 0, 0)
+    assert c.add(folder)[:3] == (0, 0, 3)
+    (folder / "1.png").write_bytes(encode_png(scenes.images[5]))
+    (folder / "3.png").write_bytes(encode_png(scenes.images[6]))
+    assert c.add([folder])[:3] == (1, 1, 2)
+    assert len(c) == 4
+    (hit,) = c.search(scenes.images[5], top=1)
+    assert hit.path == str(folder / "1.png")
+
+
+def test_removed_photos_are_not_found(params, scenes, tmp_path):
+    paths = [tmp_path / f"{i} 'quoted'\n\U0001f600.png" for i in range(3)]
+    for path, image in zip(paths, scenes.images, strict=False):
+        path.write_bytes(encode_png(image))
+    c = Collection.create(tmp_path / "c", params, settings=SETTINGS)
+    c.add(paths)
+    assert c.remove(paths[0]) == 1
+    assert c.remove([paths[0]]) == 0
+    assert sorted(c.paths) == sorted(map(str, paths[1:]))
+    assert len(c.search(scenes.images[0])) == len(c) == 2
+
+
+def test_bad_files_are_reported_by_name_and_the_rest_is_stored(params, scenes, tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    (folder / "good.png").write_bytes(encode_png(scenes.images[0]))
+    (folder / "empty.jpg").write_bytes(b"")
+    (folder / "text.jpg").write_text("hello")
+    (folder / "cut.jpg").write_bytes(encode_jpeg(scenes.images[0], 90)[:2000])
+    (folder / "tiny.png").write_bytes(encode_png(np.zeros((1, 1, 3), np.uint8)))
+    (folder / "link.jpg").symlink_to(folder / "nowhere.jpg")
+    seen = []
+    c = Collection.create(tmp_path / "c", params, settings=SETTINGS)
+    report = c.add(folder, progress=lambda done, total: seen.append((done, total)))
+    assert isinstance(report, AddReport) and report.added == 1
+    names = {os.path.basename(path) for path, _ in report.skipped}
+    assert names == {"empty.jpg", "text.jpg", "cut.jpg", "tiny.png", "link.jpg"}
+    assert all(reason and "\n" not in reason for _, reason in report.skipped)
+    assert seen[-1][0] == seen[-1][1]
+
+
+def test_other_weights_are_refused_with_a_sentence(collection, params):
+    other = params._replace(weights=initialize("alexnet", 1))
+    with pytest.raises(ValueError, match="made with other weights"):
+        Collection.open(collection.location, other)
+
+
+def test_opening_nothing_and_creating_twice_are_refused(collection, params, tmp_path):
+    with pytest.raises(FileNotFoundError):
+        Collection.open(tmp_path / "nothing")
+    with pytest.raises(FileExistsError):
+        Collection.create(collection.location, params)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [({"top": 0}, "top"), ({"rerank": -1}, "rerank"), ({"instances": 0}, "instances")],
+)
+def test_wrong_numbers_are_refused(collection, photos, options, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        collection.search(photos[0], **options)
+
+
+@pytest.mark.parametrize("box", [(10, 10, 10, 50), (50, 10, 10, 50), (0, 0, 193, 256)])
+def test_a_box_that_is_none_is_refused(collection, photos, box):
+    with pytest.raises(ValueError, match="box"):
+        collection.search(photos[0], box)
+
+
+def test_an_interrupted_add_keeps_what_it_described_and_goes_on(params, photos, tmp_path):
+    """Killed by a signal in the middle, the table opens, holds whole commits, and add resumes."""
+    script = textwrap.dedent("""
+        import sys, rmacjax.collection as m
+        from rmacjax.weights import load
+        m.COMMIT_IMAGES = 2
+        c = m.Collection.open(sys.argv[1])
+        c.add(sys.argv[2], progress=lambda done, total: print(done, flush=True))
+    """)
+    Collection.create(tmp_path / "c", params, settings=SETTINGS)
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, str(tmp_path / "c"), str(photos[0].parent)],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    for line in process.stdout:
+        if int(line) == 7:
+            process.send_signal(signal.SIGKILL)
+            break
+    process.wait()
+    process.stdout.close()
+    c = Collection.open(tmp_path / "c")
+    kept = len(c)
+    assert 6 <= kept <= len(photos)
+    report = c.add(photos[0].parent)
+    assert (report.added, report.unchanged) == (len(photos) - kept, kept)
+    assert len(c) == len(photos)

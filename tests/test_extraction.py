@@ -1,0 +1,179 @@
+"""Describing: any mix of sizes, exactly, in a bounded number of programs."""
+
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rmacjax import extraction
+from rmacjax.backbones import TORCHVISION_CONVENTION, Network, initialize
+from rmacjax.descriptors import Params, Settings
+from rmacjax.extraction import Extracted, Failed, activations, batch_size, bucket_side, describe
+from rmacjax.preprocessing import encode_png
+from rmacjax.whitening import Whitening
+
+RANDOM = np.random.default_rng(0)
+SIZES = [(64, 64), (70, 131), (128, 96), (33, 190), (150, 64), (97, 97), (190, 40)]
+
+
+def images(sizes, seed=1):
+    random = np.random.default_rng(seed)
+    return [random.integers(0, 256, (*size, 3), dtype=np.uint8) for size in sizes]
+
+
+@pytest.fixture(scope="module")
+def params():
+    network = Network("alexnet", False, TORCHVISION_CONVENTION, name="random")
+    projection = RANDOM.standard_normal((48, 256)).astype(np.float32)
+    mean = RANDOM.standard_normal(256).astype(np.float32) / 32
+    return Params(network, initialize("alexnet", 0), Whitening(mean, projection))
+
+
+@pytest.fixture(scope="module")
+def one_by_one(params):
+    return np.concatenate([describe(params, image[None]) for image in images(SIZES)])
+
+
+def test_a_mixed_list_equals_one_by_one(params, one_by_one):
+    together = describe(params, images(SIZES))
+    np.testing.assert_allclose(together, one_by_one, atol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(together, axis=1), 1, atol=1e-5)
+
+
+def test_descriptors_do_not_depend_on_company_or_order(params, one_by_one):
+    order = [4, 0, 6, 2]
+    some = describe(params, [images(SIZES)[i] for i in order])
+    np.testing.assert_allclose(some, one_by_one[order], atol=1e-5)
+
+
+def test_paths_equal_arrays(params, one_by_one, tmp_path):
+    paths = []
+    for i, image in enumerate(images(SIZES)):
+        paths.append(tmp_path / f"{i}.png")
+        paths[-1].write_bytes(encode_png(image))
+    np.testing.assert_allclose(describe(params, paths), one_by_one, atol=1e-5)
+    np.testing.assert_allclose(describe(params, [str(p) for p in paths]), one_by_one, atol=1e-5)
+
+
+def test_float_images_equal_uint8(params, one_by_one):
+    floats = [image.astype(np.float32) for image in images(SIZES)]
+    np.testing.assert_allclose(describe(params, floats), one_by_one, atol=1e-5)
+
+
+def test_activations_of_a_list_are_cut_to_each_image(params):
+    maps = activations(params, images(SIZES))
+    for image, a1 in zip(images(SIZES), maps, strict=True):
+        alone = activations(params, image[None])[0]
+        assert a1.shape == alone.shape
+        np.testing.assert_allclose(a1, alone, atol=1e-5 * float(np.max(alone)))
+    assert activations(params, np.stack(images([(64, 80)] * 3))).shape == (3, 3, 4, 256)
+
+
+def test_five_hundred_sizes_compile_a_bounded_number_of_programs(params):
+    random = np.random.default_rng(5)
+    sizes = {tuple(size) for size in random.integers(40, 193, (520, 2)).tolist()}
+    sizes = sorted(sizes)[:500]
+    assert len(sizes) == 500
+    extraction._describe_batch.clear_cache()
+    described = list(extraction.extract(params, images(sizes)))
+    assert sorted(item.index for item in described) == list(range(500))
+    buckets = {(bucket_side(h), bucket_side(w)) for h, w in sizes}
+    assert len(buckets) == 9
+    assert extraction._describe_batch._cache_size() <= 2 * len(buckets)
+
+
+def test_the_ladder_holds_every_side_and_wastes_little():
+    for side in range(1, 3000):
+        padded = bucket_side(side)
+        assert padded >= side
+        assert padded - side < max(64, side // 2 + 1)
+    assert len({bucket_side(side) for side in range(1, 1025)}) == len(extraction.SIDES)
+    assert batch_size(4096, 4096) == 1
+
+
+def test_large_images_are_shrunk_and_small_ones_never_enlarged(params):
+    (large,) = images([(300, 200)])
+    assert activations(params, [large], settings=Settings(long_side=150))[0].shape[:2] == (8, 5)
+    assert activations(params, [large])[0].shape[:2] == (17, 11)
+
+
+def test_scales_average_unit_vectors(params):
+    photos = images([(190, 150)])
+    both = describe(params, photos, settings=Settings(scales=(1.0, 0.5)))
+    whole = describe(params, photos)
+    half = describe(params, photos, settings=Settings(long_side=95))
+    mean = np.asarray(whole + half)
+    np.testing.assert_allclose(both, mean / np.linalg.norm(mean), atol=1e-5)
+
+
+def test_a_scale_too_small_for_the_network_is_left_out(params):
+    photos = images([(60, 60)])
+    both = describe(params, photos, settings=Settings(scales=(1.0, 0.25)))
+    np.testing.assert_allclose(both, describe(params, photos), atol=1e-6)
+
+
+def test_whitening_can_be_left_out(params):
+    plain = describe(params, images(SIZES[:1]), settings=Settings(whiten=False))
+    assert plain.shape == (1, 256)
+
+
+def test_describe_works_inside_jit_and_grad(params, one_by_one):
+    image = images(SIZES)[1][None]
+    inside = jax.jit(describe)(params, jnp.asarray(image))
+    np.testing.assert_allclose(inside[0], one_by_one[1], atol=1e-5)
+
+    with pytest.raises(ValueError, match="resize before"):
+        jax.jit(lambda i: describe(params, i, settings=Settings(long_side=64)))(jnp.asarray(image))
+    slopes = jax.grad(lambda p: describe(p, image)[0, 0])(params).weights
+    assert all(bool(jnp.isfinite(slope).all()) for slope in slopes.values())
+    assert float(jnp.abs(slopes["conv1.kernel"]).max()) > 0
+
+
+def test_a_bad_image_is_named_and_the_rest_goes_on(params, tmp_path):
+    good, bad = tmp_path / "good.png", tmp_path / "bad.jpg"
+    good.write_bytes(encode_png(images([(64, 64)])[0]))
+    bad.write_text("this is no photo")
+    items = {item.index: item for item in extraction.extract(params, [bad, good])}
+    assert isinstance(items[0], Failed) and "bad.jpg" in str(items[0].error)
+    assert isinstance(items[1], Extracted) and items[1].levels.dtype == np.uint8
+    with pytest.raises(OSError, match=r"bad\.jpg"):
+        describe(params, [good, bad])
+
+
+WRONG = """
+import numpy as np
+from rmacjax.backbones import TORCHVISION_CONVENTION, Network, initialize
+from rmacjax.descriptors import Params
+from rmacjax.extraction import describe
+
+params = Params(Network("alexnet", False, TORCHVISION_CONVENTION), initialize("alexnet", 0))
+for imgs in (
+    np.zeros((64, 64, 3), np.uint8),
+    "photo.jpg",
+    [np.zeros((64, 64), np.uint8)],
+    [np.zeros((64, 64, 3), np.int64)],
+    [np.zeros((20, 64, 3), np.uint8)],
+):
+    try:
+        describe(params, imgs)
+    except ValueError as error:
+        print(error)
+"""
+
+
+def test_wrong_images_are_refused_with_a_sentence():
+    """As a user sees it: in a process without the shape checks that the tests switch on."""
+    sentences = subprocess.run(
+        [sys.executable, "-c", WRONG], capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    wanted = ["image[None]", "list of paths", "(height, width, 3)", "uint8", "at least 31 x 31"]
+    assert len(sentences) == len(wanted)
+    for sentence, words in zip(sentences, wanted, strict=True):
+        assert words in sentence
+
+
+def test_no_images_give_no_rows(params):
+    assert describe(params, []).shape == (0, 48)
