@@ -16,7 +16,7 @@ and in torchvision's shape); Iandola et al. 2016 (SqueezeNet); Tolias et al., IC
 
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -241,7 +241,7 @@ def _steps(layer: Layer) -> tuple[int, int, int, bool] | None:
             return None
 
 
-def _output_size(layer: Layer, size):
+def _output_size(layer: Layer, size: Any) -> Any:
     """Cells after a layer along one axis, for Python integers and for traced arrays alike."""
     steps = _steps(layer)
     if steps is None:
@@ -324,7 +324,7 @@ def initialize(architecture: str, seed: int) -> Weights:
     }
 
 
-def _erase_beyond(x, sizes):
+def _erase_beyond(x: Array, sizes: Array | None) -> Array:
     """Set the cells outside each image's valid size to zero."""
     if sizes is None:
         return x
@@ -340,7 +340,7 @@ class _Backbone(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x, sizes):
+    def __call__(self, x: Array, sizes: Array | None) -> tuple[Array, Array | None]:
         for layer in self.layers:
             match layer:
                 case Convolution():
@@ -368,7 +368,7 @@ class _Backbone(nn.Module):
         )
 
     @staticmethod
-    def _pool(layer: MaxPool, x):
+    def _pool(layer: MaxPool, x: Array) -> Array:
         overhang = [
             max(0, (_output_size(layer, size) - 1) * layer.stride + layer.window - size)
             for size in x.shape[1:3]
@@ -378,7 +378,7 @@ class _Backbone(nn.Module):
         return nn.max_pool(x, window, step, [(0, overhang[0]), (0, overhang[1])])
 
     @staticmethod
-    def _normalize(layer: ResponseNormalization, x):
+    def _normalize(layer: ResponseNormalization, x: Array) -> Array:
         half = layer.size // 2
         squares = jnp.pad(x * x, ((0, 0), (0, 0), (0, 0), (half, half)))
         energy = sum(squares[..., i : i + x.shape[-1]] for i in range(layer.size))
@@ -392,7 +392,7 @@ class _FireBlock(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x, sizes):
+    def __call__(self, x: Array, sizes: Array | None) -> Array:
         squeeze = nn.Conv(self.layer.squeeze, (1, 1), dtype=self.dtype, name="squeeze")
         left = nn.Conv(self.layer.expand, (1, 1), dtype=self.dtype, name="expand1x1")
         right = nn.Conv(self.layer.expand, (3, 3), padding=1, dtype=self.dtype, name="expand3x3")
@@ -400,7 +400,7 @@ class _FireBlock(nn.Module):
         return nn.relu(jnp.concatenate([left(x), right(x)], axis=-1))
 
 
-def _normalize_pixels(convention: InputConvention, images, sizes):
+def _normalize_pixels(convention: InputConvention, images: Array, sizes: Array | None) -> Array:
     x = images.astype(jnp.float32) * jnp.float32(convention.scale)
     if convention.order == "BGR":
         x = x[..., ::-1]
@@ -432,7 +432,8 @@ def forward(
     dtype = jnp.dtype(network.compute_dtype)
     module = _Backbone(network.layers, dtype)
     parameters = {"params": unflatten_dict(weights, sep=".")}
-    x, cells = module.apply(parameters, x.astype(dtype), sizes)
+    outcome: Any = module.apply(parameters, x.astype(dtype), sizes)
+    x, cells = outcome
     if cells is None:
         cells = jnp.broadcast_to(jnp.asarray(x.shape[1:3], jnp.int32), (x.shape[0], 2))
     return x.astype(jnp.float32), cells.astype(jnp.int32)

@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple, overload
 
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
@@ -103,7 +103,13 @@ class SearchResult(Sequence[Hit]):
     def __len__(self) -> int:
         return len(self.hits)
 
-    def __getitem__(self, index):
+    @overload
+    def __getitem__(self, index: int) -> Hit: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Hit]: ...
+
+    def __getitem__(self, index: int | slice) -> Hit | list[Hit]:
         return self.hits[index]
 
 
@@ -199,7 +205,10 @@ class Collection:
             )
         if params is None:
             last_pool = json.loads(metadata["last_pool"])
-            params = load(source, last_pool=last_pool, dtype=metadata["compute_dtype"])
+            dtype: Literal["float32", "bfloat16"] = (
+                "bfloat16" if metadata["compute_dtype"] == "bfloat16" else "float32"
+            )
+            params = load(source, last_pool=last_pool, dtype=dtype)
             remedy = f"restore {source!r}, {remedy}"
         elif source:
             remedy = f"open it with {source!r}, {remedy}"
@@ -408,4 +417,3 @@ def _hits(retrieved: Retrieved, snapshot: Snapshot, top: int) -> Iterator[Hit]:
             height_px=height,
             width_px=width,
         )
-

@@ -186,5 +186,5 @@ def fingerprint(params: Params, settings: Settings) -> str:
         arrays |= {f"whitening.{k}": v for k, v in params.whitening._asdict().items()}
     for name, array in sorted(arrays.items()):
         digest.update(f"{name}{array.shape}".encode())
-        digest.update(np.ascontiguousarray(array, np.float32))
+        digest.update(np.ascontiguousarray(array, np.float32).data)
     return digest.hexdigest()[:16]

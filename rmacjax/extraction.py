@@ -50,7 +50,7 @@ class Extracted(NamedTuple):
         levels: (h, w, c) uint8, the quantised activation map.
     """
 
-    index: int
+    index: int  # type: ignore[assignment]  # hides a method of tuple that nobody needs
     height_px: int
     width_px: int
     descriptor: Float[np.ndarray, " d"]
@@ -61,7 +61,7 @@ class Extracted(NamedTuple):
 class Failed(NamedTuple):
     """An image that could not be described, and the error whose sentence says why."""
 
-    index: int
+    index: int  # type: ignore[assignment]
     error: OSError | ValueError
 
 
@@ -221,7 +221,7 @@ def extract(
             described = _run(params, batch, sizes, settings)
             for row, owner in enumerate(owners):
                 descriptors = begun.setdefault(owner.index, [])
-                descriptors.append(described.descriptors[row])
+                descriptors.append(np.asarray(described.descriptors[row]))
                 if tuple(sizes[row]) == owner.views[0].shape[:2]:
                     h, w = described.sizes[row]
                     firsts[owner.index] = Described(
@@ -237,8 +237,8 @@ def extract(
                         owner.height_px,
                         owner.width_px,
                         _mean_direction(begun.pop(owner.index)),
-                        first.queries,
-                        first.levels,
+                        np.asarray(first.queries),
+                        np.asarray(first.levels),
                     )
 
 
@@ -249,7 +249,7 @@ def _run(
     settings: Settings,
 ) -> Described:
     """One batch through the compiled program, back on the host."""
-    regions = np.stack([_regions(params.network, *size, settings) for size in sizes.tolist()])
+    regions = np.stack([_regions(params.network, h, w, settings) for h, w in sizes.tolist()])
     described = _describe_batch(params, batch, sizes, regions, pool=settings.pool)
     return jax.tree.map(np.asarray, described)
 
@@ -354,7 +354,7 @@ def _prepare(
             pixels = _checked_pixels(source)
             height, width = pixels.shape[:2]
             pixels = _shrink(pixels, settings.long_side)
-        views = []
+        views: list[Image] = []
         for scale in sorted(settings.scales, reverse=True):
             side = round(max(pixels.shape[:2]) * scale)
             view = pixels if scale == 1.0 else _shrink(pixels, side)

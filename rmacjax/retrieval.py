@@ -12,7 +12,7 @@ References: Tolias et al., ICLR 2016, sections 5 and 6.
 
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -41,17 +41,14 @@ class Gallery(Protocol):
 
     @property
     def descriptors(self) -> Float[Array | np.ndarray, "n d"]:
-        """One unit row per image, float16 or float32; `map_sizes` says how many, rows may follow."""
-        ...
+        """One unit row per image, float16 or float32; those beyond `map_sizes` are padding."""
 
     @property
     def map_sizes(self) -> Int[np.ndarray, "n 2"]:
         """Rows and columns of each activation map, cells."""
-        ...
 
     def read_levels(self, indices: Sequence[int]) -> list[UInt8[np.ndarray, "_ _ c"]]:
         """The quantised activation maps of some images, in the order asked for."""
-        ...
 
 
 class Query(NamedTuple):
@@ -288,7 +285,9 @@ def _map_batches(
         for start in range(0, len(positions), length)
     ]
 
-    def read(part):
+    def read(
+        part: tuple[tuple[int, int], list[int]],
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         shape, positions = part
         levels = gallery.read_levels(chosen[positions].tolist())
         maps = np.zeros((length, *shape, levels[0].shape[-1]), np.uint8)
@@ -299,7 +298,7 @@ def _map_batches(
         return np.asarray(positions), maps, sizes
 
     with ThreadPoolExecutor(1, thread_name_prefix="read-maps") as pool:
-        ahead = None
+        ahead: Future[tuple[np.ndarray, np.ndarray, np.ndarray]] | None = None
         for part in parts:
             current, ahead = ahead, pool.submit(read, part)
             if current is not None:

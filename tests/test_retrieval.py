@@ -1,0 +1,268 @@
+"""The whole search against a slow transcription of the paper's sections 4 to 6 in float64 NumPy."""
+
+import math
+
+import numpy as np
+import pytest
+from rmacjax import retrieval
+from rmacjax.backbones import TORCHVISION_CONVENTION, Network, initialize
+from rmacjax.descriptors import Params, Settings, fingerprint
+from rmacjax.preprocessing import encode_png
+from rmacjax.regions import rmac_regions
+from rmacjax.retrieval import Query, boxes_in_pixels, describe_query, map_side, retrieve
+from rmacjax.whitening import Whitening
+
+SETTINGS = Settings(long_side=256)
+SIZES = [(6, 8), (8, 6), (7, 7), (5, 9), (1, 1), (3, 12), (8, 8), (6, 8), (9, 4), (2, 2)]
+CHANNELS, DIMENSIONS = 24, 10
+
+
+class Arrays:
+    """A gallery in memory; it notes what is read."""
+
+    def __init__(self, descriptors, levels):
+        self.descriptors = descriptors
+        self.levels = levels
+        self.map_sizes = np.asarray([level.shape[:2] for level in levels], np.int32)
+        self.read = []
+
+    def read_levels(self, indices):
+        self.read += indices
+        return [self.levels[i] for i in indices]
+
+
+def unit(x):
+    length = np.linalg.norm(x)
+    return x / length if length > 0 else x
+
+
+def slow_rmac(box_map, mean, projection):
+    """Section 3: region maxima, l2, whitening, l2, sum, l2."""
+    total = np.zeros(len(projection))
+    for top, left, bottom, right in rmac_regions(*box_map.shape[:2]):
+        vector = unit(box_map[top:bottom, left:right].max(axis=(0, 1)).astype(np.float64))
+        if vector.any():
+            total += unit(projection @ (vector - mean))
+    return unit(total)
+
+
+def slow_aml(levels, query, ratio, alpha):
+    """Section 4: all candidates of about the query's shape, then greedy refinement of the best."""
+    h, w, _ = levels.shape
+    x = levels.astype(np.float64)
+
+    def score(box):
+        part = x[box[0] : box[2], box[1] : box[3]]
+        if alpha is None:
+            return float(unit(part.max(axis=(0, 1))) @ query)
+        return float(unit((part**alpha).sum(axis=(0, 1)) ** (1 / alpha)) @ query)
+
+    box, best = [0, 0, h, w], None
+    for y1 in range(0, h - 1, 3):
+        for y2 in range(y1 + 2, h + 1, 3):
+            for x1 in range(0, w - 1, 3):
+                for x2 in range(x1 + 2, w + 1, 3):
+                    shape = (y2 - y1) / (x2 - x1)
+                    if abs(math.log(ratio / shape)) > math.log(1.1) + 1e-6:
+                        continue
+                    s = score((y1, x1, y2, x2))
+                    if best is None or s > best + 1e-6:
+                        box, best = [y1, x1, y2, x2], s
+    best = score(box) if best is None else best
+    for step in (3, 2, 1):
+        for _ in range(5):
+            changed = False
+            for side in range(4):
+                for sign in (-1, 1):
+                    moved = list(box)
+                    moved[side] += sign * step
+                    if not (0 <= moved[0] < moved[2] <= h and 0 <= moved[1] < moved[3] <= w):
+                        continue
+                    s = score(moved)
+                    if s > best + 1e-6:
+                        box, best, changed = moved, s, True
+            if not changed:
+                break
+    return box, best
+
+
+@pytest.fixture(scope="module")
+def world():
+    random = np.random.default_rng(11)
+    levels = []
+    for i, (h, w) in enumerate(SIZES * 2):
+        sparse = random.random((h, w, CHANNELS)) < 0.4
+        level = np.where(sparse, random.integers(1, 9, (h, w, CHANNELS)), 0).astype(np.uint8)
+        if i == 13:
+            level[:] = 0
+        levels.append(level)
+    whitening = Whitening(
+        (random.random(CHANNELS) / CHANNELS).astype(np.float32),
+        random.standard_normal((DIMENSIONS, CHANNELS)).astype(np.float32),
+    )
+    descriptors = np.stack(
+        [slow_rmac(level, whitening.mean, whitening.projection) for level in levels]
+    )
+    query = Query(
+        unit(random.standard_normal(DIMENSIONS)).astype(np.float32),
+        unit(random.random(CHANNELS)).astype(np.float32),
+        0.75,
+        (0, 0, 30, 40),
+        30,
+        40,
+    )
+    return levels, whitening, descriptors.astype(np.float32), query
+
+
+@pytest.mark.parametrize("alpha", [None, 10])
+def test_every_stage_equals_the_transcription(world, alpha):
+    levels, whitening, descriptors, query = world
+    gallery = Arrays(descriptors, levels)
+    found = retrieve(
+        query, gallery, whitening=whitening, settings=SETTINGS, rerank=14, expand=4, alpha=alpha
+    )
+
+    first = np.argsort(-(descriptors @ query.descriptor), kind="stable")
+    assert found.filtered.indices.tolist() == first.tolist()
+
+    vectors = {}
+    for i in first[:14]:
+        box, score = slow_aml(levels[i], query.mac.astype(np.float64), query.ratio, alpha)
+        assert found.boxes[i][0].tolist() == box, (i, levels[i].shape)
+        assert found.box_scores[i][0] == pytest.approx(score, abs=2e-6)
+        part = levels[i][box[0] : box[2], box[1] : box[3]]
+        vectors[i] = slow_rmac(part, whitening.mean, whitening.projection)
+    assert sorted(found.boxes) == sorted(gallery.read) == sorted(first[:14].tolist())
+
+    def order(vector):
+        return sorted(first[:14], key=lambda i: -float(vectors[i] @ vector)) + list(first[14:])
+
+    second = order(query.descriptor)
+    assert found.reranked.indices.tolist() == second
+    expanded = unit(np.mean([query.descriptor, *(vectors[i] for i in second[:4])], axis=0))
+    assert found.ranking.indices.tolist() == order(expanded)
+    scores = [float(vectors[i] @ expanded) for i in order(expanded)[:14]]
+    np.testing.assert_allclose(found.ranking.scores[:14], scores, atol=1e-5)
+
+
+def test_results_do_not_depend_on_order_or_batches(world, monkeypatch):
+    levels, whitening, descriptors, query = world
+    options = {"whitening": whitening, "settings": SETTINGS, "expand": 3}
+    whole = retrieve(query, Arrays(descriptors, levels), **options)
+    order = np.random.default_rng(1).permutation(len(levels))
+    monkeypatch.setitem(retrieval.MAPS_PER_BATCH, "cpu", 3)
+    gallery = Arrays(descriptors[order], [levels[i] for i in order])
+    shuffled = retrieve(query, gallery, **options)
+    assert order[shuffled.ranking.indices].tolist() == whole.ranking.indices.tolist()
+    np.testing.assert_allclose(shuffled.ranking.scores, whole.ranking.scores, atol=1e-6)
+    for new, old in enumerate(order):
+        np.testing.assert_array_equal(shuffled.boxes[new], whole.boxes[old])
+
+
+def test_stages_are_left_out_where_asked(world):
+    levels, whitening, descriptors, query = world
+    gallery = Arrays(descriptors, levels)
+    options = {"whitening": whitening, "settings": SETTINGS}
+    plain = retrieve(query, gallery, rerank=0, **options)
+    assert plain.reranked is None and not plain.boxes and not gallery.read
+    assert plain.ranking is plain.filtered
+    short = retrieve(query, gallery, keep=3, rerank=2, expand=0, **options)
+    assert len(short.ranking.indices) == 3 and len(short.boxes) == 2
+    assert short.ranking is short.reranked
+
+
+def test_an_empty_gallery_gives_an_empty_ranking(world):
+    _, whitening, _, query = world
+    gallery = Arrays(np.zeros((0, DIMENSIONS), np.float32), [])
+    gallery.map_sizes = np.zeros((0, 2), np.int32)
+    found = retrieve(query, gallery, whitening=whitening, settings=SETTINGS)
+    assert len(found.ranking.indices) == 0
+
+
+@pytest.mark.parametrize("pool", ["mac", "spoc", "gem"])
+def test_other_pools_describe_the_box_they_found(world, pool):
+    levels, _, _, query = world
+    descriptors = np.stack([unit(level.max(axis=(0, 1)).astype(np.float32)) for level in levels])
+    query = query._replace(descriptor=query.mac)
+    settings = Settings(pool=pool)
+    found = retrieve(query, Arrays(descriptors, levels), settings=settings, expand=0)
+    for index, score in zip(found.ranking.indices, found.ranking.scores, strict=True):
+        top, left, bottom, right = found.boxes[index][0]
+        part = levels[index][top:bottom, left:right].astype(np.float64)
+        vector = {
+            "mac": part.max(axis=(0, 1)),
+            "spoc": part.mean(axis=(0, 1)),
+            "gem": (part**3).mean(axis=(0, 1)) ** (1 / 3),
+        }[pool]
+        assert score == pytest.approx(float(unit(vector) @ query.descriptor), abs=1e-5)
+
+
+def test_boxes_in_pixels_cover_the_original(world):
+    levels, whitening, descriptors, query = world
+    found = retrieve(query, Arrays(descriptors, levels), whitening=whitening, settings=SETTINGS)
+    for index, level in enumerate(levels):
+        h, w = level.shape[:2]
+        ((top, left, bottom, right),) = boxes_in_pixels(found, index, (h, w), (h * 100, w * 50))
+        cells = found.boxes[index][0] * np.asarray([100, 50, 100, 50])
+        assert [top, left, bottom, right] == cells.tolist()
+
+
+def test_the_query_is_the_crop_of_the_image(tmp_path):
+    params = Params(
+        Network("alexnet", False, TORCHVISION_CONVENTION), initialize("alexnet", 0), None
+    )
+    image = np.random.default_rng(2).integers(0, 256, (120, 160, 3), np.uint8)
+    path = tmp_path / "query.png"
+    path.write_bytes(encode_png(image))
+    box = (20, 40, 110, 150)
+    from_file = describe_query(params, path, box, settings=SETTINGS)
+    from_array = describe_query(params, image, box, settings=SETTINGS)
+    alone = describe_query(params, image[20:110, 40:150], settings=SETTINGS)
+    np.testing.assert_allclose(from_file.descriptor, from_array.descriptor, atol=1e-6)
+    np.testing.assert_allclose(alone.descriptor, from_array.descriptor, atol=1e-6)
+    assert from_file.ratio == pytest.approx(90 / 110)
+    assert (from_file.box_px, from_file.height_px, from_file.width_px) == (box, 120, 160)
+    assert alone.box_px == (0, 0, 90, 110)
+    with pytest.raises(ValueError, match="too small"):
+        describe_query(params, image, (0, 0, 10, 10), settings=SETTINGS)
+
+
+def test_map_sides_waste_little():
+    for side in range(1, 200):
+        assert side <= map_side(side) <= max(2 * side, side + 31)
+    assert len({map_side(side) for side in range(1, 65)}) == len(retrieval.MAP_SIDES)
+
+
+def test_the_fingerprint_names_what_decides_a_descriptor():
+    params = Params(Network("alexnet", False, TORCHVISION_CONVENTION), initialize("alexnet", 0))
+    whitening = Whitening(np.zeros(256, np.float32), np.eye(256, dtype=np.float32))
+    first = fingerprint(params, SETTINGS)
+    assert first == fingerprint(params, Settings(long_side=256))
+    renamed = params._replace(
+        network=Network("alexnet", False, TORCHVISION_CONVENTION, name="x", source="y")
+    )
+    assert first == fingerprint(renamed, SETTINGS)
+    others = {
+        fingerprint(params._replace(weights=initialize("alexnet", 1)), SETTINGS),
+        fingerprint(params._replace(whitening=whitening), SETTINGS),
+        fingerprint(params, Settings(long_side=257)),
+        fingerprint(
+            params._replace(network=Network("alexnet", True, TORCHVISION_CONVENTION)), SETTINGS
+        ),
+    }
+    assert len(others | {first}) == 5
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"long_side": 0}, "long_side"),
+        ({"pool": "max"}, "pool"),
+        ({"levels": 0}, "levels"),
+        ({"scales": ()}, "scales"),
+        ({"scales": (1.5,)}, "scales"),
+    ],
+)
+def test_wrong_settings_are_refused(options, sentence):
+    with pytest.raises((ValueError, TypeError), match=sentence):
+        Settings(**options)
