@@ -1,0 +1,28 @@
+"""Weights: one file format of our own, and the door through which others' networks come in.
+
+`load` gives a network by its name or from a file, `save` writes one, `convert` reads what other
+programs wrote, `fetch` gets what their makers publish. A file follows this path: `fetching`
+(download and checksum), `formats` (names, shapes, numbers; `torch_files` and `pickles` for
+PyTorch's), `conversion` (which network, which layout), `calibration` (how loud it is), `files` (our
+format).
+"""
+
+from rmacjax.weights.conversion import Conversion, convert, convert_file
+from rmacjax.weights.fetching import fetch
+from rmacjax.weights.files import describe_file, load, locate, provenance, save
+from rmacjax.weights.manifest import NAMES, PUBLISHED, weights_folder
+
+__all__ = [
+    "NAMES",
+    "PUBLISHED",
+    "Conversion",
+    "convert",
+    "convert_file",
+    "describe_file",
+    "fetch",
+    "load",
+    "locate",
+    "provenance",
+    "save",
+    "weights_folder",
+]
