@@ -1,0 +1,217 @@
+"""The command line: one function per command, its docstring is its help.
+
+Commands import what they need inside their bodies: help appears at once, and only those who work
+with a network wait for JAX. What a command reports goes to stdout, everything else to stderr.
+
+Exit codes: 0 done, 1 failed, 2 wrongly called, 130 interrupted.
+"""
+
+import inspect
+import os
+import sys
+import textwrap
+from collections.abc import Callable, Sequence
+from difflib import get_close_matches
+from importlib import import_module
+from shutil import get_terminal_size
+
+from rmacjax import __version__
+
+SUMMARIES = {
+    "demo": "See it work: find outlined objects in generated photos, or in your own.",
+    "index": "Describe photos and keep them in a collection.",
+    "add": "Add photos to a collection.",
+    "remove": "Take photos out of a collection.",
+    "search": "Find the photos that show an outlined object, and where.",
+    "evaluate": "Measure the search on photos with known answers.",
+    "whiten": "Learn whitening from your photos.",
+    "weights": "Convert, fetch or look at a network's weights.",
+}
+"""Each command in one line, in the order of the help."""
+
+WEIGHTS_SUMMARIES = {
+    "convert": "Turn a file of another program into a weights file.",
+    "fetch": "Download a network's published weights.",
+    "show": "Say what is in a weights file.",
+}
+
+MODULES = {
+    "demo": "demo",
+    "index": "index",
+    "add": "index",
+    "remove": "index",
+    "search": "search",
+    "evaluate": "evaluate",
+    "whiten": "whiten",
+    "weights convert": "weights",
+    "weights fetch": "weights",
+    "weights show": "weights",
+}
+"""The file in this folder that holds each command."""
+
+INTERRUPTED = 130
+
+KEPT = {
+    "index": "What was described so far is kept. Run the same command again to go on from there.",
+    "add": "What was described so far is kept. Run the same command again to go on from there.",
+    "demo": "Photos described so far are kept. Run the same command again to go on from there.",
+    "remove": "Photos are removed all at once: either all of them are gone, or none.",
+    "weights fetch": "A file is only kept when it is complete. Run the same command again.",
+}
+
+FIRST_STEPS = """\
+First steps:
+  rmacjax demo                                              see what it does
+  rmacjax index ~/Pictures holiday                          describe photos, once
+  rmacjax search holiday church.jpg --box 120 80 460 390    find the outlined object
+
+  rmacjax COMMAND --help shows a command's options and examples.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: the words after the program's name; None takes this process's.
+
+    Returns:
+        The exit code: 0 done, 1 failed, 2 wrongly called, 130 interrupted.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    if words and words[0].startswith("--tyro-"):
+        return _complete(words)
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(_overview("rmacjax", SUMMARIES, FIRST_STEPS), end="")
+        return 0
+    if words[0] in ("--version", "-V"):
+        print(f"rmacjax {__version__}")
+        return 0
+    name, *rest = words
+    if name == "weights":
+        if not rest or rest[0] in ("-h", "--help"):
+            print(_overview("rmacjax weights", WEIGHTS_SUMMARIES), end="")
+            return 0
+        if rest[0] not in WEIGHTS_SUMMARIES:
+            return _unknown(rest[0], "rmacjax weights", WEIGHTS_SUMMARIES)
+        name, rest = f"weights {rest[0]}", rest[1:]
+    elif name not in SUMMARIES:
+        return _unknown(name, "rmacjax", SUMMARIES)
+    code = _run(name, rest)
+    if code == INTERRUPTED and argv is None:
+        # Native threads may still be at work on what was interrupted; taking the interpreter down
+        # under them can crash. All that is to be kept is on the disk already.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
+
+
+def function_of(name: str) -> Callable[..., None]:
+    """The function behind a command such as "index" or "weights show"."""
+    module = import_module(f"rmacjax.cli.{MODULES[name]}")
+    function: Callable[..., None] = getattr(module, name.split()[-1])
+    return function
+
+
+def _run(name: str, words: list[str]) -> int:
+    import tyro
+
+    trace = bool(os.environ.get("RMACJAX_TRACEBACK"))
+    try:
+        function = function_of(name)
+        tyro.cli(
+            function,
+            description=_description(function),
+            prog=f"rmacjax {name}",
+            args=_with_dash(words),
+            config=(tyro.conf.FlagCreatePairsOff,),
+        )
+        sys.stdout.flush()
+    except SystemExit as exit_:
+        return exit_.code if isinstance(exit_.code, int) else 0 if exit_.code is None else 1
+    except KeyboardInterrupt:
+        return _say(INTERRUPTED, "Interrupted.", KEPT.get(name, "Nothing was written."))
+    except BrokenPipeError:
+        # The reader has seen enough, as `head` does. What is still buffered has nowhere to go.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (ValueError, TypeError) as error:
+        if trace:
+            raise
+        return _say(2, f"rmacjax {name}:", _sentence(error))
+    except (OSError, RuntimeError, MemoryError) as error:
+        if trace:
+            raise
+        return _say(1, f"rmacjax {name}:", _sentence(error))
+    return 0
+
+
+def _description(function: Callable[..., None]) -> str:
+    """A command's docstring as its help shows it: the summary, the text below it, the examples.
+
+    tyro joins lines unless they begin with a space, so what is wrapped here is indented.
+    """
+    text, _, _ = (inspect.getdoc(function) or "").partition("\n\nArgs:")
+    about, _, examples = text.partition("\n\nFor example:\n\n")
+    summary, *paragraphs = about.split("\n\n")
+    width = min(78, max(40, get_terminal_size().columns - 2))
+    lines = [summary]
+    for paragraph in paragraphs:
+        joined = " ".join(paragraph.split())
+        lines += textwrap.wrap(joined, width, initial_indent="  ", subsequent_indent="  ")
+    lines += ["", "For example:"]
+    lines += [f"  {example.strip()}" for example in examples.splitlines()]
+    return "\n".join(lines)
+
+
+def _sentence(error: BaseException) -> str:
+    if isinstance(error, MemoryError):
+        return "there is not enough memory: take a smaller --long-side, or fewer photos at once"
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f"{error.filename!r}: {error.strerror}"
+    return str(error) or type(error).__name__
+
+
+def _say(code: int, *words: str) -> int:
+    from rmacjax.cli.terminal import say
+
+    say(" ".join(words))
+    return code
+
+
+def _unknown(word: str, program: str, commands: dict[str, str]) -> int:
+    close = get_close_matches(word, commands, n=1, cutoff=0.5)
+    advice = f"Did you mean: {program} {close[0]}" if close else "Commands: " + ", ".join(commands)
+    return _say(2, f"{program}: there is no command {word!r}.", advice)
+
+
+def _overview(program: str, commands: dict[str, str], more: str = "") -> str:
+    width = max(map(len, commands)) + 2
+    lines = "".join(f"  {name:<{width}}{summary}\n" for name, summary in commands.items())
+    about = "" if more == "" else "Find the object in your photos.\n\n"
+    return f"usage: {program} COMMAND ...\n\n{about}Commands:\n{lines}" + (
+        "\n" + more if more else ""
+    )
+
+
+def _with_dash(words: list[str]) -> list[str]:
+    """`--json` without a file means stdout."""
+    whole = []
+    for word, following in zip(words, [*words[1:], "--"], strict=True):
+        whole.append(word)
+        if word == "--json" and following.startswith("--"):
+            whole.append("-")
+    return whole
+
+
+def _complete(words: list[str]) -> int:
+    """Shell completion (`--tyro-print-completion bash`), which needs all commands at once."""
+    import tyro
+
+    commands = {name.replace(" ", ":"): function_of(name) for name in MODULES}
+    tyro.extras.subcommand_cli_from_dict(commands, prog="rmacjax", args=words)
+    return 0

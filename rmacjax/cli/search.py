@@ -1,0 +1,158 @@
+"""`rmacjax search`: the outlined object, found in a collection."""
+
+import os
+from typing import TYPE_CHECKING, Annotated
+
+from tyro.conf import Positional, arg
+
+from rmacjax.cli.terminal import (
+    JsonFile,
+    OutFile,
+    PeoplesBox,
+    box_px,
+    check_writable,
+    count,
+    prepare,
+    say,
+    table,
+    write_json,
+    write_text,
+)
+
+if TYPE_CHECKING:
+    from rmacjax.collection import SearchResult
+
+
+def search(
+    collection: Annotated[Positional[str], arg(metavar="COLLECTION")],
+    query: Annotated[Positional[str], arg(metavar="QUERY")],
+    *,
+    box: PeoplesBox = None,
+    top: Annotated[int, arg(metavar="N")] = 20,
+    rerank: Annotated[int, arg(metavar="N")] = 1000,
+    expand: Annotated[int, arg(metavar="N")] = 5,
+    instances: Annotated[int, arg(metavar="N")] = 1,
+    html: OutFile = None,
+    png: OutFile = None,
+    json: JsonFile = None,
+) -> None:
+    """Find the photos that show an outlined object, and where it is in each.
+
+    The box is left, top, right, bottom in pixels of the query photo, as an image editor shows it;
+    without one the whole photo is the query. The boxes that are found are printed the same way.
+
+    For example:
+
+        rmacjax search holiday church.jpg --box 120 80 460 390
+        rmacjax search holiday church.jpg --box 120 80 460 390 --html found.html
+        rmacjax search holiday church.jpg --top 5 --json -
+
+    Args:
+        collection: The collection's folder.
+        query: The photo that shows the object.
+        box: Where the object is in the query photo.
+        top: How many photos to show.
+        rerank: How many of the best photos to look into for the object. 0: none, no boxes.
+        expand: How many of the best finds to search with once more. 0: none.
+        instances: How many boxes per photo, where the object is there more than once.
+        html: Write a page with photos and boxes.
+        png: Write one picture with photos and boxes.
+        json: Write the result as JSON to this file, "-" for stdout.
+    """
+    asked = box_px(box)
+    check_writable(html, png, json)
+    from rmacjax.cli.index import check_collection
+
+    check_collection(collection)
+    prepare()
+    from rmacjax.collection import Collection
+
+    opened = Collection.open(collection)
+    if not len(opened):
+        raise OSError(f"the collection {collection!r} is empty: rmacjax add {collection} PHOTOS...")
+    result = opened.search(query, asked, top=top, rerank=rerank, expand=expand, instances=instances)
+    if json != "-":
+        _print(result)
+    if json is not None:
+        write_json(json, document(result))
+    if html is not None or png is not None:
+        from rmacjax.pictures import settings_in_words
+
+        _draw(result, settings_in_words(opened, rerank=rerank, expand=expand), html, png)
+
+
+def document(result: "SearchResult") -> dict[str, object]:
+    """A search's result as a JSON document. `box_px` is top, left, bottom, right."""
+    height, width = result.query_size_px
+    return {
+        "query": {
+            "path": result.query_path,
+            "box_px": list(result.query_box_px),
+            "box": _sides(result.query_box_px),
+            "height_px": height,
+            "width_px": width,
+        },
+        "photos": result.searched,
+        "hits": [
+            {
+                "rank": rank,
+                "path": hit.path,
+                "score": hit.score,
+                "box_px": None if hit.box_px is None else list(hit.box_px),
+                "box": None if hit.box_px is None else _sides(hit.box_px),
+                "boxes_px": [list(box) for box in hit.boxes_px],
+                "filter_score": hit.filter_score,
+                "box_score": hit.box_score,
+                "height_px": hit.height_px,
+                "width_px": hit.width_px,
+            }
+            for rank, hit in enumerate(result, 1)
+        ],
+        "box_px_order": ["top", "left", "bottom", "right"],
+        "seconds": {stage: round(seconds, 6) for stage, seconds in result.timings.items()},
+    }
+
+
+def _sides(box: tuple[int, int, int, int]) -> dict[str, int]:
+    top, left, bottom, right = box
+    return {"left": left, "top": top, "right": right, "bottom": bottom}
+
+
+def _print(result: "SearchResult") -> None:
+    from rmacjax.pictures import box_for_people, duration
+
+    rows = [
+        (
+            str(rank),
+            f"{hit.score:.3f}",
+            ", ".join(box_for_people(box) for box in hit.boxes_px) or "-",
+            hit.path,
+        )
+        for rank, hit in enumerate(result, 1)
+    ]
+    columns = {"rank": "right", "score": "right", "left top right bottom": "right", "photo": "left"}
+    table(columns, rows)
+    stages = ", ".join(f"{stage} {duration(seconds)}" for stage, seconds in result.timings.items())
+    total = duration(sum(result.timings.values()))
+    say(f"{count(result.searched, 'photo')} searched in {total} ({stages})")
+
+
+def _draw(
+    result: "SearchResult", facts: dict[str, object], html: str | None, png: str | None
+) -> None:
+    from rmacjax.pictures import contact_sheet, ranking, result_page
+    from rmacjax.preprocessing import save_png
+
+    shown = ranking(result)
+    if html is not None:
+        name = os.path.basename(result.query_path or "the query")
+        whole = not shown.query.boxes_px
+        lead = (
+            f"{count(result.searched, 'photo')} searched for "
+            + (f"what {name} shows" if whole else f"the outlined part of {name}")
+            + "; the boxes are where it was found."
+        )
+        write_text(html, result_page([shown], title=f"Found for {name}", lead=lead, facts=facts))
+    if png is not None:
+        save_png(png, contact_sheet([shown], columns=5))
+        say(f"Wrote {png}")

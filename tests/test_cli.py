@@ -1,0 +1,540 @@
+"""The command line: what it writes where, with which exit code, and what it says."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rmacjax import cli
+from rmacjax.backbones import TORCHVISION_CONVENTION, Network, initialize
+from rmacjax.cli import main
+from rmacjax.descriptors import Params
+from rmacjax.preprocessing import encode_jpeg
+from rmacjax.weights import save
+
+SIDE = 128
+
+
+def photo(seed: int) -> np.ndarray:
+    """Coarse random blocks: different photos for different seeds, alike after JPEG."""
+    blocks = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), np.uint8)
+    return np.kron(blocks, np.ones((SIDE // 8, SIDE // 8, 1), np.uint8))
+
+
+def fill(folder: Path, seeds) -> list[Path]:
+    folder.mkdir(exist_ok=True)
+    paths = [folder / f"{seed:02d}.jpg" for seed in seeds]
+    for path, seed in zip(paths, seeds, strict=True):
+        if not path.exists():
+            path.write_bytes(encode_jpeg(photo(seed)))
+    return paths
+
+
+@pytest.fixture(autouse=True)
+def plain(monkeypatch):
+    """No colours, a wide terminal, nothing kept in this user's cache."""
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "unused: JAX read it when it was imported")
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.delenv("RMACJAX_TRACEBACK", raising=False)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory) -> str:
+    """A small random network in a file."""
+    network = Network("alexnet", last_pool=False, convention=TORCHVISION_CONVENTION)
+    params = Params(network, initialize("alexnet", 0), None)
+    path = tmp_path_factory.mktemp("weights") / "random.safetensors"
+    return str(save(path, params, origin="random numbers", licence="none needed", dtype="float16"))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, weights) -> tuple[str, list[Path]]:
+    """A collection of five photos, not to be changed, and the photos."""
+    root = tmp_path_factory.mktemp("made")
+    paths = fill(root / "photos", range(5))
+    target = str(root / "collection")
+    assert main(["index", str(root / "photos"), target, "--weights", weights]) == 0
+    return target, paths
+
+
+def run(capsys, *words) -> tuple[int, str, str]:
+    capsys.readouterr()
+    code = main([str(word) for word in words])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def document(text: str) -> dict:
+    """The one JSON document that stdout must be."""
+    return json.loads(text)
+
+
+# Help and what is not a command.
+
+
+def test_help_lists_every_command_and_imports_no_jax():
+    program = (
+        "import sys; from rmacjax.cli import main; "
+        "[main(w.split() + ['--help']) for w in sys.argv[1].split(',')]; main(['--help']); "
+        "heavy = {'jax', 'numpy', 'lance', 'flax', 'PIL', 'rich.progress'} & set(sys.modules); "
+        "sys.exit(f'imported {heavy}' if heavy else 0)"
+    )
+    names = ",".join(cli.MODULES)
+    done = subprocess.run([sys.executable, "-c", program, names], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert all(name in done.stdout for name in cli.SUMMARIES)
+
+
+@pytest.mark.parametrize("name", cli.MODULES)
+def test_help_teaches_by_example(capsys, name):
+    code, out, _ = run(capsys, *name.split(), "--help")
+    assert code == 0
+    assert out.count(f"  rmacjax {name}") >= 2, "examples"
+    assert "--json FILE" in out
+    (usage, summary) = out.split("\n\n")[:2]
+    assert usage.startswith(f"usage: rmacjax {name}")
+    listed = cli.WEIGHTS_SUMMARIES | cli.SUMMARIES
+    assert summary.split("\n")[0].startswith(listed[name.split()[-1]].split(".")[0])
+
+
+@pytest.mark.parametrize("name", cli.MODULES)
+def test_examples_parse(capsys, name):
+    """Every example of every help page is a call that the command line takes."""
+    import tyro
+
+    function = cli.function_of(name)
+    examples = re.findall(r"^\s+rmacjax (.+)$", function.__doc__ or "", re.MULTILINE)
+    for example in examples:
+        words = example.split()
+        called = " ".join(words[:2]) if words[0] == "weights" else words[0]
+        tyro.cli(
+            _without_body(cli.function_of(called)),
+            args=words[len(called.split()) :],
+            config=(tyro.conf.FlagCreatePairsOff,),
+        )
+
+
+def _without_body(function):
+    import functools
+
+    @functools.wraps(function)
+    def nothing(*args, **options):
+        return None
+
+    return nothing
+
+
+def test_nothing_shows_the_overview(capsys):
+    assert run(capsys)[:2] == run(capsys, "--help")[:2]
+    assert "convert" in run(capsys, "weights")[1]
+    assert run(capsys, "--version")[1].startswith("rmacjax ")
+
+
+@pytest.mark.parametrize(
+    ("words", "advice"),
+    [
+        (["serch", "c", "q"], "Did you mean: rmacjax search"),
+        (["weights", "fetsh"], "Did you mean: rmacjax weights fetch"),
+        (["xyzzy"], "Commands: demo, index"),
+    ],
+)
+def test_unknown_commands_get_advice(capsys, words, advice):
+    code, out, err = run(capsys, *words)
+    assert (code, out) == (2, "")
+    assert advice in err
+
+
+def test_unknown_options_get_a_suggestion(capsys):
+    code, out, err = run(capsys, "search", "c", "q", "--rerankk", "3")
+    assert code == 2 and "--rerank" in err + out
+
+
+def test_command_line_defaults_are_the_functions_defaults():
+    import inspect
+
+    from rmacjax import demo, pictures
+    from rmacjax.collection import Collection
+    from rmacjax.descriptors import Settings
+    from rmacjax.whitening import fit_pca_whitening
+
+    def default(function, name):
+        return inspect.signature(function).parameters[name].default
+
+    for name in ("top", "rerank", "expand", "instances"):
+        assert default(cli.function_of("search"), name) == default(Collection.search, name)
+    for name in ("rerank", "expand"):
+        assert default(cli.function_of("evaluate"), name) == default(Collection.search, name)
+        assert default(pictures.settings_in_words, name) == default(Collection.search, name)
+    assert default(cli.function_of("whiten"), "shrinkage") == default(
+        fit_pca_whitening, "shrinkage"
+    )
+    assert default(cli.function_of("whiten"), "long_side") == Settings().long_side
+    for name in ("out", "weights", "long_side"):
+        assert default(cli.function_of("demo"), name) == default(demo.run_demo, name)
+    assert default(cli.function_of("demo"), "long_side") == Settings().long_side
+
+
+# Into and out of a collection.
+
+
+def test_index_goes_on_where_it_was(capsys, tmp_path, weights):
+    fill(tmp_path / "photos", range(3))
+    target = tmp_path / "c"
+    code, out, _ = run(capsys, "index", tmp_path / "photos", target, "--weights", weights)
+    assert code == 0 and "3 photos added" in out and f"3 photos in {str(target)!r}" in out
+    fill(tmp_path / "photos", range(4))
+    report = document(run(capsys, "index", tmp_path / "photos", target, "--json", "-")[1])
+    assert (report["added"], report["unchanged"], report["replaced"], report["photos"]) == (
+        1,
+        3,
+        0,
+        4,
+    )
+    assert report["skipped"] == []
+
+
+def test_index_lists_what_it_could_not_use(capsys, tmp_path, weights):
+    fill(tmp_path, [1])
+    names = ["bad [red].jpg", "line\nbreak.jpg", "ansi\x1b[31m.jpg"]
+    for name in names:
+        (tmp_path / name).write_bytes(b"no photo")
+    code, out, err = run(capsys, "index", tmp_path, tmp_path / "c", "--weights", weights)
+    assert code == 0 and "1 photo added, 3 skipped" in out
+    assert "3 photos could not be used" in err and "bad [red].jpg" in err
+    assert "line\\nbreak.jpg" in err and "\x1b" not in err + out
+    report = document(run(capsys, "add", tmp_path / "c", tmp_path, "--json", "-")[1])
+    assert {Path(each["path"]).name for each in report["skipped"]} == set(names)
+    assert all(each["reason"] for each in report["skipped"])
+
+
+@pytest.mark.parametrize("missing", [False, True])
+def test_index_without_any_photo_fails_and_leaves_nothing(capsys, tmp_path, weights, missing):
+    folder = tmp_path / "folder"
+    if not missing:
+        folder.mkdir()
+        (folder / "notes.txt").write_text("no photo")
+    code, out, err = run(capsys, "index", folder, tmp_path / "c", "--weights", weights)
+    assert (code, out) == (1, "")
+    assert "no photo that could be used" in err and "'" in err
+    assert not (tmp_path / "c").exists()
+
+
+def test_index_of_broken_photos_only_fails(capsys, tmp_path, weights):
+    (tmp_path / "bad.jpg").write_bytes(b"no photo")
+    code, _, err = run(capsys, "index", tmp_path, tmp_path / "c", "--weights", weights)
+    assert code == 1 and "1 photo could not be used" in err and "bad.jpg" in err
+
+
+def test_index_refuses_other_settings_for_the_same_collection(capsys, made, weights):
+    target, paths = made
+    code, _, err = run(capsys, "index", paths[0], target, "--long-side", 99)
+    assert code == 2 and "--long-side 1024" in err
+    code, _, err = run(capsys, "index", paths[0], target, "--weights", weights, "--last-pool")
+    assert code == 2 and "other weights" in err
+    code, _, err = run(capsys, "index", paths[0], target, "--last-pool", "--no-last-pool")
+    assert code == 2 and "exclude each other" in err
+
+
+def test_add_and_remove(capsys, tmp_path, weights):
+    paths = fill(tmp_path / "photos", range(2))
+    target = tmp_path / "c"
+    run(capsys, "index", paths[0], target, "--weights", weights)
+    assert document(run(capsys, "add", target, paths[1], "--json")[1])["photos"] == 2
+    code, out, err = run(capsys, "remove", target, paths[0], tmp_path / "other.jpg")
+    assert code == 0 and "1 photo removed, 1 photo left" in out
+    assert "other.jpg" in err and "not in the collection" in err
+    code, _, err = run(capsys, "remove", target, tmp_path / "other.jpg")
+    assert code == 1 and "nothing was removed" in err
+    paths[1].unlink()
+    report = document(run(capsys, "remove", target, tmp_path / "photos", "--json", "-")[1])
+    assert report == {"removed": 1, "photos": 0, "not_there": []}
+    code, _, err = run(capsys, "search", target, paths[0])
+    assert code == 1 and "is empty" in err
+
+
+@pytest.mark.parametrize(
+    "words", [["add", "X", "a.jpg"], ["remove", "X", "a.jpg"], ["search", "X", "a.jpg"]]
+)
+def test_commands_need_a_collection_that_is_there(capsys, tmp_path, words):
+    words = [str(tmp_path / "nowhere") if word == "X" else word for word in words]
+    code, out, err = run(capsys, *words)
+    assert (code, out) == (1, "")
+    assert "there is no collection at" in err and "rmacjax index" in err
+    assert not (tmp_path / "nowhere").exists()
+
+
+@pytest.mark.parametrize(
+    "words", [["index"], ["index", "a"], ["add", "c"], ["remove", "c"], ["search"]]
+)
+def test_too_few_words(capsys, words):
+    code, out, _ = run(capsys, *words)
+    assert (code, out) == (2, "")
+
+
+# Search.
+
+
+def test_search_prints_one_document(capsys, made):
+    target, paths = made
+    box = (16, 0, 112, 96)
+    code, out, _ = run(capsys, "search", target, paths[2], "--box", *box, "--top", 3, "--json", "-")
+    found = document(out)
+    assert code == 0 and len(found["hits"]) == 3
+    assert found["query"]["box"] == dict(zip(("left", "top", "right", "bottom"), box, strict=True))
+    assert found["query"]["box_px"] == [0, 16, 96, 112], "top, left, bottom, right"
+    first = found["hits"][0]
+    assert first["rank"] == 1 and first["path"] in [str(path) for path in paths]
+    top, left, bottom, right = first["box_px"]
+    assert first["box"] == {"left": left, "top": top, "right": right, "bottom": bottom}
+    assert 0 <= top < bottom <= SIDE and 0 <= left < right <= SIDE
+    assert [hit["score"] for hit in found["hits"]] == sorted(
+        (hit["score"] for hit in found["hits"]), reverse=True
+    )
+    assert found["photos"] == 5 and found["seconds"]["describe"] > 0
+
+
+def test_search_equals_the_library(capsys, made):
+    from rmacjax.collection import Collection
+
+    target, paths = made
+    found = document(run(capsys, "search", target, paths[1], "--json", "-")[1])
+    hits = Collection.open(target).search(str(paths[1]))
+    assert [hit["path"] for hit in found["hits"]] == [hit.path for hit in hits]
+    assert [hit["box_px"] for hit in found["hits"]] == [list(hit.box_px or ()) for hit in hits]
+    np.testing.assert_allclose(
+        [hit["score"] for hit in found["hits"]], [hit.score for hit in hits], rtol=1e-6
+    )
+
+
+def test_search_prints_a_table(capsys, made):
+    target, paths = made
+    code, out, err = run(capsys, "search", target, paths[0], "--top", 2)
+    lines = [line.split("\t") for line in out.splitlines()]
+    assert code == 0 and lines[0] == ["rank", "score", "left top right bottom", "photo"]
+    assert [line[0] for line in lines[1:]] == ["1", "2"]
+    assert re.fullmatch(r"\d+ \d+ \d+ \d+", lines[1][2])
+    assert "5 photos searched in" in err
+    without = run(capsys, "search", target, paths[0], "--top", 1, "--rerank", 0)[1]
+    assert without.splitlines()[1].split("\t") == ["1", "1.000", "-", str(paths[0])]
+
+
+def test_search_writes_page_and_picture(capsys, made, tmp_path):
+    from rmacjax.preprocessing import read_size
+
+    target, paths = made
+    page, sheet, data = tmp_path / "p.html", tmp_path / "p.png", tmp_path / "p.json"
+    words = ["search", target, paths[0], "--box", 0, 0, 64, 64, "--instances", 2]
+    code, _, err = run(capsys, *words, "--html", page, "--png", sheet, "--json", data)
+    assert code == 0 and err.count("Wrote ") == 3
+    text = page.read_text("utf-8")
+    assert text.count('class="card') == 5 and "Photos searched" in text and "0 0 64 64" in text
+    assert read_size(sheet)[1] > 500
+    assert len(json.loads(data.read_text())["hits"][0]["boxes_px"]) >= 1
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "sentence"),
+    [
+        (["--box", "0", "0", "500", "500"], 2, "128"),
+        (["--box", "50", "0", "20", "60"], 2, "LEFT TOP RIGHT BOTTOM"),
+        (["--box", "1", "2", "3"], 2, "4"),
+        (["--box", "a", "2", "3", "4"], 2, "whole number"),
+        (["--top", "0"], 2, "top"),
+        (["--rerank", "-1"], 2, "rerank"),
+        (["--html", "no/such/folder/page.html"], 1, "no/such/folder"),
+        (["--json", "."], 1, "is a folder"),
+    ],
+)
+def test_search_refuses(capsys, made, options, code, sentence):
+    target, paths = made
+    found, out, err = run(capsys, "search", target, paths[0], *options)
+    assert (found, out) == (code, "")
+    assert sentence in err and "Traceback" not in err
+
+
+def test_search_for_a_missing_or_broken_photo(capsys, made, tmp_path):
+    (tmp_path / "bad.jpg").write_bytes(b"no photo")
+    for name in ("bad.jpg", "missing.jpg"):
+        code, out, err = run(capsys, "search", made[0], tmp_path / name)
+        assert (code, out) == (1, "") and name in err
+
+
+# Measuring, whitening, weights.
+
+
+@pytest.fixture(scope="module")
+def known(tmp_path_factory) -> Path:
+    """Five photos; two queries whose answers, and one box, are known."""
+    root = tmp_path_factory.mktemp("known")
+    fill(root, range(5))
+    truth = {
+        "name": "blocks",
+        "images": [f"{i:02d}.jpg" for i in range(5)],
+        "queries": [
+            {
+                "image": f"{i:02d}.jpg",
+                "box": [0, 0, 128, 128],
+                "positives": [f"{i:02d}.jpg"],
+                "boxes": {f"{i:02d}.jpg": [0, 0, 128, 128]},
+            }
+            for i in (1, 3)
+        ],
+    }
+    (root / "ground_truth.json").write_text(json.dumps(truth))
+    return root
+
+
+def test_evaluate_scores_each_stage(capsys, known, weights, tmp_path):
+    more = tmp_path / "more"
+    fill(more, [20, 21])
+    options = ["--weights", weights, "--distractors", more, "--markdown", tmp_path / "t.md"]
+    code, out, err = run(capsys, "evaluate", known, *options, "--json", "-")
+    scores = document(out)
+    assert code == 0, err
+    assert [row["search"] for row in scores["rows"]] == ["filter", "+ AML", "+ AML + QE"]
+    assert scores["photos"] == 7 and scores["queries"] == 2 and scores["distractors"] == 2
+    # Each query's own photo is its only positive, and nothing is more alike.
+    assert scores["rows"][0]["map"] == scores["rows"][1]["map"] == 1.0
+    assert scores["rows"][0]["overlap"] is None and 0 < scores["rows"][1]["overlap"] <= 1
+    assert scores["true_boxes"] == 2
+    assert (tmp_path / "t.md").read_text().count("\n|") >= 4
+    few = document(run(capsys, "evaluate", known, *options[:2], "--rerank", 0, "--json", "-")[1])
+    assert [row["search"] for row in few["rows"]] == ["filter"]
+    table = run(capsys, "evaluate", known, *options[:2], "--expand", 0)[1].splitlines()
+    assert [line.split("\t")[0] for line in table] == ["search", "filter", "+ AML"]
+
+
+def test_evaluate_needs_a_ground_truth(capsys, tmp_path, weights):
+    code, out, err = run(capsys, "evaluate", tmp_path, "--weights", weights)
+    assert (code, out) == (1, "") and "ground truth" in err
+
+
+def test_whiten_writes_weights_that_load(capsys, tmp_path, weights):
+    from rmacjax.weights import load
+
+    fill(tmp_path / "photos", range(8))
+    (tmp_path / "photos" / "bad.jpg").write_bytes(b"no photo")
+    out = tmp_path / "mine.safetensors"
+    words = ["whiten", tmp_path / "photos", out, "--weights", weights, "--dimensions", 16]
+    code, text, err = run(capsys, *words, "--json", "-")
+    report = document(text)
+    assert code == 0 and "1 photo could not be used" in err
+    # 128 pixels make a map of 7 x 7 cells without the last pool: 14 regions each.
+    assert (report["regions"], report["dimensions"], report["channels"]) == (8 * 14, 16, 256)
+    params = load(out)
+    assert params.whitening is not None and params.whitening.projection.shape == (16, 256)
+    shown = document(run(capsys, "weights", "show", out, "--json", "-")[1])
+    assert shown["whitening"]["dimensions"] == 16 and "112 regions" in shown["whitening"]["origin"]
+    assert shown["origin"] == "random numbers"
+    code, _, err = run(
+        capsys, "whiten", tmp_path / "photos", out, "--weights", weights, "--dimensions", 999
+    )
+    assert code == 2 and "256" in err
+    # A collection made with that file finds it again by itself.
+    assert run(capsys, "index", tmp_path / "photos", tmp_path / "c", "--weights", out)[0] == 0
+    assert run(capsys, "search", tmp_path / "c", tmp_path / "photos" / "00.jpg")[0] == 0
+
+
+def test_whitening_is_what_the_regions_say(tmp_path, weights):
+    """The command's whitening makes the covariance of its own regions the identity."""
+    from rmacjax import activations, rmac_regions
+    from rmacjax.cli.whiten import learn
+    from rmacjax.descriptors import Settings
+    from rmacjax.weights import load
+
+    params = load(weights)
+    paths = fill(tmp_path / "photos", range(6))
+    learned, moments = learn(params, str(tmp_path / "photos"), Settings(), dimensions=5)
+    rows = []
+    for a1 in map(np.asarray, activations(params, [str(path) for path in paths])):
+        for top, left, bottom, right in rmac_regions(*a1.shape[:2]):
+            cells = a1[top:bottom, left:right].reshape(-1, a1.shape[2])
+            rows.append([np.sort(cells, axis=0)[-1]])
+    vectors = np.concatenate(rows)
+    vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    assert moments.total == len(vectors)
+    white = (vectors - np.asarray(learned.mean)) @ np.asarray(learned.projection).T
+    np.testing.assert_allclose(np.cov(white.T, bias=True), np.eye(5), atol=2e-3)
+
+
+def test_weights_convert_and_show(capsys, tmp_path):
+    from rmacjax.backbones import weight_shapes
+
+    rng = np.random.default_rng(0)
+    places = {"conv1": 0, "conv2": 3, "conv3": 6, "conv4": 8, "conv5": 10}
+    arrays = {}
+    for name, shape in weight_shapes("alexnet").items():
+        layer, kind = name.split(".")
+        value = rng.normal(size=shape).astype(np.float32) * 0.05
+        theirs = f"features.{places[layer]}.{'weight' if kind == 'kernel' else 'bias'}"
+        arrays[theirs] = value.transpose(3, 2, 0, 1) if kind == "kernel" else value
+    np.savez(tmp_path / "theirs.npz", **arrays)
+    out = tmp_path / "ours.safetensors"
+    code, text, err = run(
+        capsys, "weights", "convert", tmp_path / "theirs.npz", out, "--half", "--licence", "free"
+    )
+    assert code == 0 and "architecture" in text and "alexnet" in text and "free" in text
+    assert document(run(capsys, "weights", "show", out, "--json", "-")[1])["channels"] == 256
+    code, _, err = run(capsys, "weights", "show", tmp_path / "no.safetensors")
+    assert code == 1 and "no.safetensors" in err
+    code, _, err = run(capsys, "weights", "fetch", "resnet")
+    assert code == 2 and "squeezenet1_1" in err
+
+
+# The rim.
+
+
+def test_interrupted_says_what_is_kept(capsys, made, monkeypatch):
+    from rmacjax.collection import Collection
+
+    def stop(*args, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Collection, "add", stop)
+    code, out, err = run(capsys, "add", made[0], made[1][0])
+    assert (code, out) == (130, "")
+    assert "kept" in err and "same command" in err and "Traceback" not in err
+
+
+def test_traceback_only_on_demand(capsys, tmp_path, monkeypatch):
+    assert "Traceback" not in run(capsys, "search", tmp_path, "q.jpg")[2]
+    monkeypatch.setenv("RMACJAX_TRACEBACK", "1")
+    with pytest.raises(FileNotFoundError):
+        main(["search", str(tmp_path), "q.jpg"])
+
+
+def test_progress_is_a_line_every_ten_seconds_where_no_terminal_is(capsys, monkeypatch):
+    from rmacjax.cli import terminal
+
+    clock = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    with terminal.progress("photos") as update:
+        for done in range(41):
+            clock[0] = done * 1.0
+            update(done, 80)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 4 and lines[0] == "10 of 80 photos, 1.0 per second, 1 min 10 s left"
+
+
+def test_module_runs_as_the_program():
+    done = subprocess.run(
+        [sys.executable, "-m", "rmacjax", "--version"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0 and done.stdout.startswith("rmacjax ")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes close like this on POSIX")
+def test_closed_pipe_is_no_error():
+    program = (
+        "import os, sys; from rmacjax.cli import main; os.close(1); "
+        "r, w = os.pipe(); os.close(r); os.dup2(w, 1); sys.exit(main(['index', '--help']))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert "Traceback" not in done.stderr
