@@ -1,0 +1,50 @@
+"""Strict settings for every test, and the few fixtures that several modules share."""
+
+import os
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from beartype import BeartypeConf, beartype
+from hypothesis import settings
+from jaxtyping import install_import_hook
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# What was compiled once is kept for the next run, and for the programs that tests start.
+COMPILED = os.environ.setdefault(
+    "JAX_COMPILATION_CACHE_DIR", str(ROOT / ".pytest_cache" / "compiled")
+)
+jax.config.update("jax_compilation_cache_dir", COMPILED)
+
+# Before the first array: two CPU devices, no silent promotion of dtypes or ranks.
+jax.config.update("jax_num_cpu_devices", 2)
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# Before the package is imported: check every shape and dtype that a signature names. Where a float
+# is asked for an int will do, as everywhere in Python (PEP 484).
+checked = beartype(conf=BeartypeConf(is_pep484_tower=True))
+install_import_hook("rmacjax", f"{__name__}.checked")
+
+settings.register_profile("here", deadline=None, max_examples=30)
+settings.register_profile("ci", deadline=None, max_examples=30, derandomize=True)
+settings.load_profile("ci" if os.environ.get("CI") else "here")
+
+SHARED = "RMACJAX_SHARED"
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Folder of real photos and weights that lie beside the project, never in it."""
+    folder = Path(os.environ.get(SHARED) or ROOT.parent / "shared")
+    if not (folder / "weights").is_dir() or not (folder / "data").is_dir():
+        pytest.skip(f"no real photos and weights in {folder}; set {SHARED} to their folder")
+    return folder
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    """Return random numbers that are the same in every run."""
+    return np.random.default_rng(20160502)
