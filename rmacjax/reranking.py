@@ -46,7 +46,7 @@ def localize_batch(
         score (n, k) float32 and box (n, k, 4) int32 in cells, `k` = instances.
     """
 
-    def one(item):
+    def one(item: tuple[Array, Array]) -> Localization:
         a1, size = item
         if instances == 1:
             found = aml(a1, query, ratio, alpha=alpha, size=size)
