@@ -1,0 +1,398 @@
+"""Train the network that ships, from nothing but generated images.
+
+Two views of the same generated scene shall have similar descriptors, views of different scenes
+dissimilar ones (InfoNCE). The descriptor is R-MAC as it is deployed, whitening included: region
+maxima, l2, whitening, l2, sum, l2. The whitening follows the network while it is trained (running
+moments of the regions it sees); the one that ships is learned afterwards on further generated
+photos. Any whitening of the same moments gives the same cosines, so here the cheapest is used.
+
+    python weights/train_default.py --work /tmp/rmacjax-training
+
+Batches depend on the seed and the step alone, and a run that was stopped goes on where its last
+checkpoint was. With `--minutes` the clock takes part (the run is annealed to end in time), so only
+runs without it are repeatable.
+
+References:
+    van den Oord, Li and Vinyals, "Representation learning with contrastive predictive coding",
+    2018 (InfoNCE). Chen et al., "A simple framework for contrastive learning of visual
+    representations", ICML 2020 (two views, temperature).
+"""
+
+import argparse
+import math
+import multiprocessing
+import os
+import time
+from collections import deque
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+ARCHITECTURE = "alexnet"
+
+
+def make_batch(seed: int, step: int, n: int, size: int, looks: dict):
+    """Step's pairs of views; runs in a worker process that knows no JAX."""
+    from rmacjax import scenes
+
+    rng = np.random.default_rng([seed, step])
+    textures = scenes.texture_bank(seed + 1000 * (step // 500), 96)
+    return scenes.training_batch(rng, n, size, textures=textures, **looks)
+
+
+def network():
+    """The static facts of the network that is trained."""
+    from rmacjax.backbones import TORCHVISION_CONVENTION, Network
+
+    return Network(ARCHITECTURE, last_pool=False, convention=TORCHVISION_CONVENTION, name="default")
+
+
+def initial_state(seed: int) -> dict:
+    """Weights, Adam's moments, and the running moments of region vectors."""
+    import jax.numpy as jnp
+
+    from rmacjax.backbones import initialize
+
+    weights, c = initialize(ARCHITECTURE, seed), network().channels
+    moments = {"seen": jnp.zeros(()), "mean": jnp.zeros(c), "second": jnp.zeros((c, c))}
+    return {"weights": weights, "optimizer": optimizer(0.0).init(weights), "moments": moments}
+
+
+def optimizer(decay: float):
+    """AdamW without its learning rate, which the loop multiplies in; biases do not decay."""
+    import optax
+
+    def kernels(tree):
+        return {name: name.endswith(".kernel") for name in tree}
+
+    return optax.chain(
+        optax.clip_by_global_norm(1.0),
+        optax.scale_by_adam(b1=0.9, b2=0.98),
+        optax.add_decayed_weights(decay, mask=kernels),
+    )
+
+
+def region_vectors(weights: dict, images, levels: int):
+    """Unit vectors of every image's regions, (n, r, c); the grid is static, so slices will do."""
+    import jax.numpy as jnp
+
+    from rmacjax.backbones import forward
+    from rmacjax.normalization import l2_normalize
+    from rmacjax.regions import rmac_regions
+
+    maps, _ = forward(network(), weights, images)
+    grid = rmac_regions(maps.shape[1], maps.shape[2], levels).tolist()
+    return l2_normalize(jnp.stack([maps[:, t:b, le:r].max((1, 2)) for t, le, b, r in grid], 1))
+
+
+def follow(moments: dict, regions) -> dict:
+    """Running mean and second moment of region vectors; the last 20 batches count most."""
+    import jax.numpy as jnp
+
+    rows = regions.reshape(-1, regions.shape[-1])
+    share = jnp.maximum(0.05, 1 / (moments["seen"] + 1))
+    now = {"mean": rows.mean(0), "second": rows.T @ rows / rows.shape[0]}
+    followed = {name: moments[name] + share * (now[name] - moments[name]) for name in now}
+    return {"seen": moments["seen"] + 1, **followed}
+
+
+def whitened(moments: dict, regions, ridge: float = 0.02):
+    """Whiten region vectors by the Cholesky factor of their running covariance."""
+    import jax.numpy as jnp
+    from jax.scipy.linalg import solve_triangular
+
+    mean = moments["mean"]
+    covariance = moments["second"] - mean[:, None] * mean[None, :]
+    identity = jnp.eye(mean.shape[0])
+    factor = jnp.linalg.cholesky(covariance + ridge * jnp.trace(covariance) / len(mean) * identity)
+    projection = solve_triangular(factor, identity, lower=True)
+    return (regions - mean[None, None, :]) @ projection.T
+
+
+def contrast(first, second, temperature: float):
+    """InfoNCE over 2 n views: each row's partner against all other rows."""
+    import jax
+    import jax.numpy as jnp
+
+    rows = jnp.concatenate([first, second])
+    n = first.shape[0]
+    similarity = rows @ rows.T / temperature
+    similarity = jnp.where(jnp.eye(2 * n, dtype=bool), -1e9, similarity)
+    partner = jnp.roll(jnp.arange(2 * n), n)
+    right = similarity[jnp.arange(2 * n), partner]
+    loss = (jax.nn.logsumexp(similarity, axis=1) - right).mean()
+    return loss, (similarity.argmax(1) == partner).mean()
+
+
+def make_step(options):
+    """One step of training: pure, compiled once per image size."""
+    import jax
+    import jax.numpy as jnp
+
+    from rmacjax.normalization import l2_normalize
+
+    rule = optimizer(options.decay)
+
+    def loss_of(weights, moments, views):
+        regions = region_vectors(weights, views, options.levels)
+        moments = jax.lax.stop_gradient(follow(moments, regions))
+        plain = l2_normalize(regions.sum(1))
+        white = l2_normalize(l2_normalize(whitened(moments, regions)).sum(1))
+        n = views.shape[0] // 2
+        loss, found = contrast(white[:n], white[n:], options.temperature)
+        plain_loss, plain_found = contrast(plain[:n], plain[n:], options.temperature)
+        facts = jnp.stack([loss, found, plain_found])
+        return loss + options.plain * plain_loss, (moments, facts)
+
+    @jax.jit
+    def step(state, views, rate):
+        weights = state["weights"]
+        gradient, (moments, facts) = jax.grad(loss_of, has_aux=True)(
+            weights, state["moments"], views
+        )
+        change, inner = rule.update(gradient, state["optimizer"], weights)
+        weights = jax.tree.map(lambda p, c: p - rate * c, weights, change)
+        return {"weights": weights, "optimizer": inner, "moments": moments}, facts
+
+    return step
+
+
+def save_checkpoint(path: Path, state: dict, step: int) -> None:
+    """Write the whole state; a reader sees the old file or the new one, never half of one."""
+    import jax
+
+    leaves = {f"leaf{i:03d}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(state))}
+    partial = path.with_suffix(".partial")
+    with open(partial, "wb") as file:
+        np.savez(file, step=step, **leaves)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def load_checkpoint(path: Path, state: dict) -> tuple[dict, int]:
+    """The state and the step that a checkpoint holds, in the structure of ``state``."""
+    import jax
+
+    with np.load(path) as file:
+        leaves = [jax.numpy.asarray(file[name]) for name in sorted(file.files) if name != "step"]
+        return jax.tree.unflatten(jax.tree.structure(state), leaves), int(file["step"])
+
+
+def train(options) -> dict:
+    """Run the whole training; returns the trained weights."""
+    import jax
+
+    options.work.mkdir(parents=True, exist_ok=True)
+    checkpoint = options.work / "checkpoint.npz"
+    state, first = initial_state(options.seed), 0
+    if checkpoint.exists():
+        state, first = load_checkpoint(checkpoint, state)
+        print(f"going on at step {first}", flush=True)
+    step = make_step(options)
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"
+    started = saved = time.monotonic()
+    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
+        coming = deque()
+        asked = first
+        facts = np.zeros(3)
+        for i in range(first, options.steps):
+            while asked < min(i + 6, options.steps):
+                batch = batch_of(options, progress(options, asked, started))
+                coming.append(pool.submit(make_batch, options.seed, asked, *batch))
+                asked += 1
+            views = np.concatenate(coming.popleft().result())
+            part = progress(options, i, started)
+            rate = options.rate * min(1.0, (i + 1) / options.warmup)
+            rate *= 0.5 * (1 + math.cos(math.pi * part)) + 0.002
+            state, now = step(state, views, np.float32(rate))
+            facts = 0.9 * facts + 0.1 * np.asarray(now)
+            if (i + 1) % 20 == 0:
+                speed = (time.monotonic() - started) / (i + 1 - first)
+                left = speed * (options.steps - i - 1) / 60
+                print(
+                    f"step {i + 1}/{options.steps}  loss {facts[0]:.3f}  found {facts[1]:.3f}  "
+                    f"plain {facts[2]:.3f}  rate {rate:.1e}  {len(views) / speed:.0f} images/s  "
+                    f"{left:.1f} min left",
+                    flush=True,
+                )
+            over = part >= 1.0
+            if time.monotonic() - saved > 120 or over:
+                save_checkpoint(checkpoint, state, i + 1)
+                saved = time.monotonic()
+            if over:
+                break
+        for job in coming:
+            job.cancel()
+    save_checkpoint(checkpoint, state, i + 1)
+    return jax.tree.map(np.asarray, state["weights"])
+
+
+def progress(options, step: int, started: float) -> float:
+    """The part of the run that is over, 0..1: by steps, or by time where that is more."""
+    elapsed = (time.monotonic() - started) / 60
+    by_time = elapsed / options.minutes if options.minutes else 0.0
+    return min(1.0, max(step / options.steps, by_time))
+
+
+def batch_of(options, part: float) -> tuple:
+    """Number, size and difficulty of the pairs when this part (0..1) of the run is over."""
+    _, size, n = max(stage for stage in options.stages if stage[0] <= part)
+    names = ("strength", "gray", "reach", "relatives")
+    return n, size, {name: getattr(options, name) for name in names}
+
+
+def stages_of(text: str) -> list[tuple[float, int, int]]:
+    """Read "from:size:pairs,..." as a list of (part of the run, pixels, pairs per step)."""
+    stages = [stage.split(":") for stage in text.split(",")]
+    return [(float(start), int(size), int(n)) for start, size, n in stages]
+
+
+def photo_of(seed: int, number: int) -> np.ndarray:
+    """A generated photo to learn loudness and whitening on, none of which was trained on.
+
+    Seven kinds take turns: sharp and soft, coarse and fine, abstract and with things in places. No
+    kind alone has the statistics of photos, and what is learned on one of them transfers less well.
+    """
+    from rmacjax import scenes
+
+    rng = np.random.default_rng([seed, 999, number])
+    kind, size = number % 7, (384, 512)
+    if kind <= 1:
+        reach, strength = ((0.3, 1.1), 0.8) if kind == 0 else ((0.15, 0.6), 0.5)
+        views, _ = scenes.training_batch(rng, 2, 320, strength=strength, gray=0.3, reach=reach)
+        return views[0]
+    if kind == 2:
+        one, other = (scenes.power_noise(rng, 512, rng.uniform(0.9, 1.6)) for _ in range(2))
+        tints = rng.normal([[1], [0]], 0.3, (2, 3))
+        pixels = one[:384, :, None] * tints[0] + other[:384, :, None] * tints[1]
+        return np.clip(120 + rng.uniform(25, 60) * pixels, 0, 255).astype(np.uint8)
+    if kind == 3:
+        image = scenes.render_collection(int(rng.integers(2**31)), 1, 2, 0, size).images[1]
+    else:
+        few, many, smallest, largest = ((20, 90, 0.05, 0.9), (150, 600, 0.01, 0.5))[kind > 4]
+        image = scenes.render_scene(
+            rng,
+            size,
+            leaves=int(np.exp(rng.uniform(np.log(few), np.log(many)))),
+            smallest=smallest,
+            largest=largest,
+            tilt=float(rng.choice([0.03, 0.2, 1.0])),
+            contrast=float(rng.uniform(0.3, 1.3)),
+        )
+    soft = scenes.blur(image.astype(np.float32), 2 if kind == 6 else 0)
+    return scenes.photograph(rng, soft, strength=0.5)
+
+
+def region_maxima_of(weights: dict, photos, levels: int) -> np.ndarray:
+    """Maxima of all photos' regions, (n r, c), as the network gives them."""
+    import jax
+
+    from rmacjax.backbones import forward
+    from rmacjax.pooling import region_maxima
+    from rmacjax.regions import rmac_regions
+
+    @jax.jit
+    def maxima(photo):
+        maps, _ = forward(network(), weights, photo[None])
+        return region_maxima(maps[0], rmac_regions(maps.shape[1], maps.shape[2], levels))
+
+    return np.concatenate([np.asarray(maxima(photo)) for photo in photos])
+
+
+def balanced(weights: dict, maxima: np.ndarray, quiet: float) -> dict:
+    """Make the channels equally loud and sparse, by changing the last convolution alone.
+
+    Localization compares plain maxima, which no whitening has made comparable. From each channel
+    the `quiet` quantile of its region maxima is subtracted before the ReLU, and what is left is
+    divided by its root mean square: ``relu((x - t) / s)``. That is a convolution with other
+    numbers, and it commutes with every maximum.
+    """
+    threshold = np.quantile(maxima, quiet, axis=0) if quiet > 0 else np.zeros(maxima.shape[1])
+    loud = np.sqrt(np.mean(np.maximum(maxima - threshold, 0) ** 2, axis=0))
+    speaks = loud > 1e-6 * loud.max()
+    factor = np.where(speaks, np.median(loud[speaks]) / np.where(speaks, loud, 1), 0)
+    kernel, bias = (np.asarray(weights[f"conv5.{part}"], np.float64) for part in ("kernel", "bias"))
+    changed = {"conv5.kernel": kernel * factor, "conv5.bias": (bias - threshold) * factor}
+    return weights | {name: value.astype(np.float32) for name, value in changed.items()}
+
+
+def less_color(kernel, chroma: float):
+    """Let the first layer see only this share of what differs between the color channels."""
+    std = np.asarray(network().convention.std, np.float32)[None, None, :, None]
+    per_pixel = kernel / std
+    gray = per_pixel.mean(2, keepdims=True)
+    return (gray + chroma * (per_pixel - gray)) * std
+
+
+def finish(options, trained: dict) -> Path:
+    """Balance the channels, learn the whitening and the scale, and write the file that ships."""
+    import jax.numpy as jnp
+
+    from rmacjax import weights
+    from rmacjax.descriptors import Params
+    from rmacjax.normalization import l2_normalize
+    from rmacjax.weights.calibration import measure_activation_scale
+    from rmacjax.whitening import fit_pca_whitening
+
+    trained = {**trained, "conv1.kernel": less_color(trained["conv1.kernel"], options.chroma)}
+    photos = [photo_of(options.seed, i) for i in range(options.photos)]
+    maxima = region_maxima_of(trained, photos, options.levels)
+    trained = balanced(trained, maxima, options.quiet)
+    kept = {n: jnp.asarray(v, jnp.float16).astype(jnp.float32) for n, v in trained.items()}
+    maxima = region_maxima_of(kept, photos, options.levels)
+    whitening = fit_pca_whitening(np.asarray(l2_normalize(jnp.asarray(maxima))))
+    scale = options.activation_scale or measure_activation_scale(network(), kept)
+    params = Params(replace(network(), activation_scale=scale), kept, whitening)
+    return weights.save(
+        options.work / "default.safetensors",
+        params,
+        dtype="float16",
+        origin=f"trained from scratch on generated images, seed {options.seed}",
+        licence="Apache-2.0",
+        made_by="weights/train_default.py",
+        whitening_origin=f"regions of {options.photos} generated photos, {options.levels} levels",
+    )
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    add = parser.add_argument
+    add("--work", type=Path, required=True, help="folder for checkpoints and the result")
+    add("--steps", type=int, default=2200)
+    add("--minutes", type=float, default=0.0, help="end, annealed, by then at the latest")
+    add("--seed", type=int, default=0)
+    add(
+        "--stages",
+        type=stages_of,
+        default="0:96:96,0.5:128:64,0.85:192:32",
+        help="part of the run : side of a view in pixels : pairs per step, ...",
+    )
+    add("--rate", type=float, default=8e-4)
+    add("--warmup", type=int, default=100, help="steps")
+    add("--decay", type=float, default=0.02)
+    add("--temperature", type=float, default=0.1)
+    add("--plain", type=float, default=0.2, help="weight of the loss without whitening")
+    add("--levels", type=int, default=3, help="of the region grid")
+    add("--strength", type=float, default=0.8, help="of the camera's changes")
+    add("--quiet", type=float, default=0.3, help="share of regions in which a channel is silent")
+    add("--gray", type=float, default=0.15, help="how often a view loses its colours")
+    add("--reach", type=float, nargs=2, default=(0.45, 1.5), help="of views, in scenes' sides")
+    add("--relatives", type=int, default=4, help="scenes that share colours and textures")
+    add("--chroma", type=float, default=0.4, help="share of the color that the result still sees")
+    add("--photos", type=int, default=490, help="generated photos that the whitening sees")
+    add("--activation-scale", type=float, default=0.0, help="0: measured")
+    add("--finish-only", action="store_true", help="only whiten and write what was trained before")
+    options = parser.parse_args()
+    result = options.work / "trained.npz"
+    if not options.finish_only:
+        np.savez(result, **train(options))
+    with np.load(result) as file:
+        print(finish(options, dict(file)))
+
+
+if __name__ == "__main__":
+    main()
