@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+
 from rmacjax import retrieval
 from rmacjax.backbones import TORCHVISION_CONVENTION, Network, initialize
 from rmacjax.descriptors import Params, Settings, fingerprint

@@ -13,6 +13,7 @@ import textwrap
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from importlib import import_module
+from itertools import pairwise
 from shutil import get_terminal_size
 
 from rmacjax import __version__
@@ -201,7 +202,7 @@ def _overview(program: str, commands: dict[str, str], more: str = "") -> str:
 def _with_dash(words: list[str]) -> list[str]:
     """`--json` without a file means stdout."""
     whole = []
-    for word, following in zip(words, [*words[1:], "--"], strict=True):
+    for word, following in pairwise([*words, "--"]):
         whole.append(word)
         if word == "--json" and following.startswith("--"):
             whole.append("-")
