@@ -52,7 +52,7 @@ def show(images, boxes=None, titles=None, color="orange"):
 # For each object one photo is the query, with a box round the object.
 
 # %%
-photos = scenes.render_collection(seed=7, objects=3, views=4, distractors=8, size=(192, 256))
+photos = scenes.render_collection(seed=7, objects=3, views=4, distractors=8, size=(384, 512))
 images = np.stack(photos.images)
 query_index, query_box = photos.queries[0]
 print(images.shape, images.dtype)

@@ -197,8 +197,7 @@ def channel_powers(
     largest = jax.lax.stop_gradient(jnp.max(finite, axis=(0, 1)))
     headroom = jnp.finfo(x.dtype).maxexp - 2 - math.log2(x.shape[0] * x.shape[1])
     stretch = 2.0 ** (headroom / alpha)
-    dark = largest < jnp.finfo(x.dtype).tiny * stretch
-    unit = jnp.where(dark, 1.0, largest / stretch)
+    unit = jnp.where(largest > 0, jnp.maximum(largest / stretch, jnp.finfo(x.dtype).tiny), 1.0)
     return power(x / unit[None, None, :], alpha), unit
 
 

@@ -196,9 +196,8 @@ def test_of_equal_boxes_the_smallest_topmost_leftmost_widest_wins():
     assert localize(a, query, 4.0, 1.0).box.tolist() == [0, 0, 4, 1]
     # Six cells in two shapes at the same corner: the wider.
     a[:] = 0
-    a[0, 0] = [1, 1]
-    assert localize(a, query, math.sqrt(4 / 9), 1.5).box.tolist() == [0, 0, 1, 1]
-    assert localize(a, query, 1.0, 1.5).box.tolist() == [0, 0, 1, 1]
+    a[0, 0], a[1, 2], a[2, 1] = [1, 0], [0, 1], [0, 1]
+    assert localize(a, query, 1.0, 1.5).box.tolist() == [0, 0, 2, 3]
 
 
 def test_equal_vectors_score_equally_wherever_they_are(rng):

@@ -116,16 +116,17 @@ def _localize(
     pooled = pooling(clean(inputs.a1))
     scores, boxes = _all_boxes(pooled, query)
     allowed = (boxes.bottom <= size[0]) & (boxes.right <= size[1])
-    heights, widths = boxes.bottom - boxes.top, boxes.right - boxes.left
     if inputs.ratio is not None and max_ratio is not None:
+        heights, widths = boxes.bottom - boxes.top, boxes.right - boxes.left
         shapes = heights.astype(jnp.float32) / widths.astype(jnp.float32)
         allowed &= within_ratio(shapes, inputs.ratio, max_ratio)
 
     def find(scores: Array, number: Array) -> tuple[Array, tuple[Array, Array]]:
         best = jnp.max(scores)
         tied = scores >= best - SCORE_RESOLUTION
-        for key in (boxes.area, boxes.top, boxes.left, heights):
+        for key in (boxes.area, boxes.top, boxes.left):
             tied &= key == jnp.min(jnp.where(tied, key, jnp.iinfo(jnp.int32).max))
+        # Of what is left the first, which ends highest up, is the widest.
         row, column = jnp.unravel_index(jnp.argmax(tied), tied.shape)
         box = jnp.stack(
             [boxes.top[row, 0], boxes.left[0, column], boxes.bottom[row, 0], boxes.right[0, column]]
