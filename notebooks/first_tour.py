@@ -28,6 +28,7 @@ from matplotlib.patches import Rectangle
 
 import rmacjax
 from rmacjax import scenes
+from rmacjax.normalization import l2_normalize
 from rmacjax.preprocessing import encode_jpeg
 
 
@@ -140,8 +141,7 @@ show(images[best], exact_px[:, None].tolist(), [f"{score:.3f}" for score in exac
 # %%
 others = np.flatnonzero(np.asarray(photos.labels) == -1)
 vectors = jax.vmap(rmacjax.region_maxima, in_axes=(0, None))(maps[others], regions).reshape(-1, c)
-vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-whitening = rmacjax.fit_pca_whitening(vectors, dimensions=32)
+whitening = rmacjax.fit_pca_whitening(l2_normalize(vectors), dimensions=32)
 
 plain = jax.vmap(rmacjax.rmac)(maps)
 whitened = jax.vmap(lambda a: rmacjax.rmac(a, whitening=whitening))(maps)

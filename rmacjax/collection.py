@@ -211,11 +211,12 @@ class Collection:
             params = load(source, last_pool=last_pool, dtype=dtype)
             remedy = f"restore {source!r}, {remedy}"
         elif source:
-            remedy = f"open it with {source!r}, {remedy}"
+            remedy = f"open it with {source!r} and without options, {remedy}"
         if fingerprint(params, settings) != metadata["fingerprint"]:
             raise ValueError(
-                f"collection {os.fspath(path)!r} was made with other weights or another whitening "
-                f"than {params.network.source or params.network.name!r} has: {remedy}"
+                f"collection {os.fspath(path)!r} was made with other weights, another whitening, "
+                f"last pool or number type than {params.network.source or params.network.name!r} "
+                f"has now: {remedy}"
             )
         return cls(os.fspath(path), table, params, settings)
 

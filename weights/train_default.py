@@ -378,7 +378,7 @@ def main() -> None:
     add("--plain", type=float, default=0.2, help="weight of the loss without whitening")
     add("--levels", type=int, default=3, help="of the region grid")
     add("--strength", type=float, default=0.8, help="of the camera's changes")
-    add("--quiet", type=float, default=0.3, help="share of regions in which a channel is silent")
+    add("--quiet", type=float, default=0.0, help="share of regions in which a channel is silent")
     add("--gray", type=float, default=0.15, help="how often a view loses its colours")
     add("--reach", type=float, nargs=2, default=(0.45, 1.5), help="of views, in scenes' sides")
     add("--relatives", type=int, default=4, help="scenes that share colours and textures")

@@ -134,7 +134,8 @@ class _Rate:
         if self.first is None or done < self.first[1]:
             self.first = now, done
         start, before = self.first
-        return (done - before) / (now - start) if done > before and now > start else None
+        # The first images of a batch arrive together: a second must pass before a rate means much.
+        return (done - before) / (now - start) if done > before and now > start + 1.0 else None
 
 
 def _lines(what: str, rate: _Rate) -> Callable[[int, int], None]:
