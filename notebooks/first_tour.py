@@ -74,7 +74,7 @@ plt.imshow(descriptors @ descriptors.T, vmin=0)
 plt.xticks(range(0, len(images), 4))
 plt.yticks(range(0, len(images), 4))
 plt.colorbar(label="similarity")
-plt.title("Views of one object lie next to each other")
+plt.title("Similarity of all pairs: four views of each object, then the others")
 plt.show()
 
 # %% [markdown]

@@ -72,6 +72,6 @@ def test_a_checkpoint_gives_the_state_back(training, tmp_path):
 
 
 def test_batches_depend_on_seed_and_step_alone(training):
-    one, again, other = (training.make_batch(0, i, 2, 40, 0.8, 4) for i in (3, 3, 4))
+    one, again, other = (training.make_batch(0, i, 2, 40, {"strength": 0.8}) for i in (3, 3, 4))
     np.testing.assert_array_equal(one[0], again[0])
     assert (one[0] != other[0]).any()
