@@ -54,7 +54,8 @@ def test_whitened_regions_have_identity_covariance(training, rng):
 
 def test_stages_follow_the_part_of_the_run_that_is_over(training):
     stages = training.stages_of("0:96:40,0.5:128:20")
-    options = argparse.Namespace(stages=stages, strength=0.8, relatives=4, steps=10, minutes=0.0)
+    looks = {"strength": 0.8, "gray": 0.15, "reach": (0.45, 1.5), "relatives": 4}
+    options = argparse.Namespace(stages=stages, steps=10, minutes=0.0, **looks)
     sizes = [
         training.batch_of(options, training.progress(options, i, 0.0))[:2] for i in (0, 4, 5, 9)
     ]
