@@ -346,6 +346,7 @@ def _prepare(
     network: Network, index: int, source: Source, settings: Settings
 ) -> _Prepared | Failed:
     """One source at every scale that the network can see."""
+    shrunk = False
     try:
         if isinstance(source, str | os.PathLike):
             image = load_image(source, settings.long_side)
@@ -361,8 +362,11 @@ def _prepare(
             if not views or min(view.shape[:2]) >= minimum_size(network):
                 map_size(network, *view.shape[:2])
                 views.append(view)
-    except (OSError, ValueError) as error:
+    except OSError as error:
         return Failed(index, error)
+    except ValueError as error:
+        was = f" (it has {height} x {width} pixels before shrinking)" if shrunk else ""
+        return Failed(index, ValueError(f"{error}{was}"))
     return _Prepared(index, height, width, views)
 
 

@@ -130,7 +130,11 @@ def describe_query(
     pixels, height, width, box = cut_query(image, box_px, settings.long_side)
     (item,) = extract(params, [pixels], settings=settings)
     if isinstance(item, Failed):
-        raise ValueError(f"the query's box {box} cannot be described: {item.error}")
+        sides = ", ".join(map(str, (box[1], box[0], box[3], box[2])))
+        raise ValueError(
+            f"the query's box (left, top, right, bottom) = ({sides}) cannot be described: "
+            f"{item.error}"
+        )
     ratio = (box[2] - box[0]) / (box[3] - box[1])
     return Query(item.descriptor, item.query, ratio, box, height, width)
 

@@ -43,8 +43,8 @@ def test_ties_and_floors_are_decided_by_exact_arithmetic():
     # Overlaps of 0.2 and 0.6 are equally far from 0.4, so the first m wins; 20 x 36 is 5 : 9.
     for h, w in [(5, 9), (20, 36), (36, 20), (30, 54)]:
         assert len(rmac_regions(h, w)) == 20
-    # In floats, 7 * (61 / 7) falls short of 61, and the last region short of the border.
-    assert rmac_regions(2, 62)[-1].tolist() == [1, 61, 2, 62]
+    # In floats 7 * (61 / 7) falls short of 61, and the last region of scale 2 short of the border.
+    assert rmac_regions(2, 62)[7 : 7 + 16, 3].max() == 62
 
 
 @given(sides, sides)
