@@ -18,8 +18,8 @@ from rmacjax.descriptors import Pool, pool_map, region_grid
 from rmacjax.localization import Localization, aml, aml_instances
 from rmacjax.whitening import Whitening
 
-MAPS_AT_ONCE = 4
-"""Maps localised side by side on one device: few, so that the growing boxes stay in the cache."""
+MAPS_AT_ONCE = {"gpu": 64, "tpu": 64}
+"""Maps localised side by side; on a CPU one by one, so that the growing boxes stay in the cache."""
 
 
 def localize_batch(
@@ -31,7 +31,7 @@ def localize_batch(
     alpha: float | None = None,
     instances: int = 1,
 ) -> Localization:
-    """AML over a padded batch of maps, a few at a time.
+    """AML over a padded batch of maps, as many at a time as suit the device.
 
     Args:
         maps: activation maps or quantised levels, zero beyond their valid sizes.
@@ -53,7 +53,8 @@ def localize_batch(
             return Localization(found.score[None], found.box[None])
         return aml_instances(a1, query, ratio, alpha=alpha, size=size, instances=instances)
 
-    return jax.lax.map(one, (maps, sizes), batch_size=MAPS_AT_ONCE)
+    side_by_side = MAPS_AT_ONCE.get(jax.default_backend())
+    return jax.lax.map(one, (maps, sizes), batch_size=side_by_side)
 
 
 def box_regions(
