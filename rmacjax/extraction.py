@@ -17,7 +17,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Num, UInt8
+from jaxtyping import Array, Float, Int, Num, Shaped, UInt8
 
 from rmacjax.backbones import Network, forward, map_size, minimum_size
 from rmacjax.descriptors import Described, Params, Settings, describe_batch, region_grid
@@ -26,6 +26,7 @@ from rmacjax.preprocessing import load_image, resize
 Image = Num[np.ndarray, "_ _ 3"]
 Source = str | os.PathLike | Image
 Batch = Num[Array | np.ndarray, "n H W 3"]
+Paths = Shaped[np.ndarray, " n"]
 
 SIDES = (64, 128, 192, 256, 384, 512, 640, 768, 896, 1024)
 """Sides of padded batches in pixels, up to a long side of 1024; beyond it, multiples of 256."""
@@ -122,7 +123,7 @@ _forward = jax.jit(forward)
 
 def describe(
     params: Params,
-    imgs: Batch | Sequence[Source],
+    imgs: Batch | Paths | Sequence[Source],
     *,
     settings: Settings = DEFAULTS,
 ) -> Float[Array, "n d"]:
@@ -138,7 +139,8 @@ def describe(
         (n, d) float32, unit rows, in the order given.
 
     Raises:
-        ValueError: where an array is not of these shapes, or an image is too small for one cell.
+        ValueError: where an array is not of these shapes, or an image is too small for one cell or
+            has NaN or infinite pixels.
         OSError: where a file cannot be read, naming it.
     """
     if _is_traced(params, imgs):
@@ -157,7 +159,7 @@ def describe(
 
 def activations(
     params: Params,
-    imgs: Batch | Sequence[Source],
+    imgs: Batch | Paths | Sequence[Source],
     *,
     settings: Settings = DEFAULTS,
 ) -> Float[Array, "n h w c"] | list[Float[Array, "_ _ c"]]:
@@ -172,7 +174,8 @@ def activations(
         (n, h, w, c) for an array of images, else a list of (h, w, c).
 
     Raises:
-        ValueError: where an array is not of these shapes, or an image is too small for one cell.
+        ValueError: where an array is not of these shapes, or an image is too small for one cell or
+            has NaN or infinite pixels.
         OSError: where a file cannot be read, naming it.
     """
     if _is_traced(params, imgs):
@@ -187,12 +190,12 @@ def activations(
                 h, w = (int(n) for n in cells[row])
                 maps[owner.index] = out[row, :h, :w]
     ordered = [maps[i] for i in range(len(maps))]
-    return jnp.stack(ordered) if hasattr(imgs, "ndim") and ordered else ordered
+    return jnp.stack(ordered) if getattr(imgs, "ndim", 0) == 4 and ordered else ordered
 
 
 def extract(
     params: Params,
-    sources: Batch | Iterable[Source],
+    sources: Batch | Paths | Iterable[Source],
     *,
     settings: Settings = DEFAULTS,
 ) -> Iterator[Extracted | Failed]:
@@ -261,7 +264,7 @@ def _regions(network: Network, height: int, width: int, settings: Settings) -> n
     return np.asarray([[0, 0, h, w]], np.int32)
 
 
-def _is_traced(params: Params, imgs: Batch | Sequence[Source]) -> bool:
+def _is_traced(params: Params, imgs: Batch | Paths | Sequence[Source]) -> bool:
     """Whether somebody's jit, vmap or grad is at work on the weights or on an array of images."""
     leaves = jax.tree.leaves((params, imgs if hasattr(imgs, "ndim") else None))
     return any(isinstance(leaf, jax.core.Tracer) for leaf in leaves)
@@ -291,13 +294,14 @@ def _mean_direction(vectors: list[np.ndarray]) -> Float[np.ndarray, " d"]:
 
 def _buckets(
     network: Network,
-    sources: Batch | Iterable[Source],
+    sources: Batch | Paths | Iterable[Source],
     settings: Settings,
 ) -> Iterator[_Bucket | Failed]:
     """Prepared images gathered by padded size; a bucket comes out when full, or at the end."""
+    sources = _checked(sources)
     uniform = hasattr(sources, "ndim")
     waiting: dict[tuple[int, int], _Bucket] = {}
-    for item in _prepared(network, _checked(sources), settings):
+    for item in _prepared(network, sources, settings):
         if isinstance(item, Failed):
             yield item
             continue
@@ -312,9 +316,11 @@ def _buckets(
     yield from waiting.values()
 
 
-def _checked(sources: Batch | Iterable[Source]) -> Iterable[Source]:
+def _checked(sources: Batch | Paths | Iterable[Source]) -> Iterable[Source]:
     if isinstance(sources, str | os.PathLike):
         raise ValueError(f"images are a list of paths, not one path: pass [{os.fspath(sources)!r}]")
+    if isinstance(sources, np.ndarray) and sources.ndim == 1 and sources.dtype.kind in "OU":
+        return sources.tolist()
     shape = getattr(sources, "shape", None)
     if shape is not None and (len(shape) != 4 or shape[-1] != 3):
         raise ValueError(
@@ -346,7 +352,7 @@ def _prepare(
     network: Network, index: int, source: Source, settings: Settings
 ) -> _Prepared | Failed:
     """One source at every scale that the network can see."""
-    shrunk = False
+    was = ""
     try:
         if isinstance(source, str | os.PathLike):
             image = load_image(source, settings.long_side)
@@ -355,6 +361,8 @@ def _prepare(
             pixels = _checked_pixels(source)
             height, width = pixels.shape[:2]
             pixels = _shrink(pixels, settings.long_side)
+        if pixels.shape[:2] != (height, width):
+            was = f" (it had {height} x {width} pixels before it was shrunk)"
         views: list[Image] = []
         for scale in sorted(settings.scales, reverse=True):
             side = round(max(pixels.shape[:2]) * scale)
@@ -365,7 +373,6 @@ def _prepare(
     except OSError as error:
         return Failed(index, error)
     except ValueError as error:
-        was = f" (it has {height} x {width} pixels before shrinking)" if shrunk else ""
         return Failed(index, ValueError(f"{error}{was}"))
     return _Prepared(index, height, width, views)
 
@@ -384,4 +391,6 @@ def _checked_pixels(source: Image) -> Image:
         return pixels
     if not np.issubdtype(pixels.dtype, np.floating):
         raise ValueError(f"an image is uint8, or float in 0..255, not {pixels.dtype}")
+    if not np.isfinite(pixels).all():
+        raise ValueError("an image has NaN or infinite pixels: they have no descriptor")
     return pixels.astype(np.float32)

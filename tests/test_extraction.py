@@ -175,5 +175,33 @@ def test_wrong_images_are_refused_with_a_sentence():
         assert words in sentence
 
 
+def test_an_image_too_narrow_once_shrunk_is_refused_with_its_own_size(params):
+    with pytest.raises(ValueError, match=r"3000 x 40 pixels before it was shrunk"):
+        describe(params, [np.zeros((3000, 40, 3), np.uint8)], settings=Settings(long_side=512))
+    with pytest.raises(ValueError) as narrow:
+        describe(params, [np.zeros((512, 6, 3), np.uint8)])
+    assert "before" not in str(narrow.value)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_pixels_that_are_no_numbers_are_refused(params, value):
+    image = np.zeros((64, 64, 3), np.float32)
+    image[3, 4, 1] = value
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        describe(params, image[None])
+
+
+def test_an_array_of_paths_is_a_list_of_them(params, tmp_path):
+    paths = []
+    for i, image in enumerate(images(SIZES[:3])):
+        paths.append(str(tmp_path / f"{i}.png"))
+        (tmp_path / f"{i}.png").write_bytes(encode_png(image))
+    expected = describe(params, paths)
+    np.testing.assert_array_equal(describe(params, np.array(paths)), expected)
+    assert [a.shape for a in activations(params, np.array(paths))] == [
+        a.shape for a in activations(params, paths)
+    ]
+
+
 def test_no_images_give_no_rows(params):
     assert describe(params, []).shape == (0, 48)
