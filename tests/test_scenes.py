@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 
 from rmacjax import scenes
+from rmacjax.regions import box_iou
+from rmacjax.scenes import searches
 
 
 @pytest.fixture(scope="module")
@@ -205,3 +207,30 @@ def test_training_pair_is_two_views_of_one_scene():
     one, other = scenes.training_pair(np.random.default_rng(0), 40)
     assert one.shape == other.shape == (40, 40, 3)
     assert one.dtype == other.dtype == np.uint8
+
+
+def test_a_search_shows_what_its_query_outlines_in_its_own_box(monkeypatch, rng):
+    """Scenes whose colours tell where in which scene a pixel lies give the box away."""
+    n, side = 12, 240
+    y, x = np.mgrid[:side, :side]
+
+    def maps(*_, **__):
+        return [np.stack([y, x, np.full_like(x, 20 * i)], -1).astype(np.uint8) for i in range(n)]
+
+    monkeypatch.setattr(searches, "related_scenes", maps)
+    monkeypatch.setattr(searches, "photograph", lambda rng, image, **_: image.round())
+    batch = scenes.search_batch(rng, n, (80, 120), (160, 160), candidates=9)
+    for i in range(n):
+        low, high = (
+            batch.queries[i, 3:-3, 3:-3, :2].min((0, 1)),
+            batch.queries[i, ..., :2].max((0, 1)),
+        )
+        photo = batch.photos[i].astype(int)
+        thing = ((photo[..., :2] >= low) & (photo[..., :2] <= high)).all(-1)
+        seen = scenes.mask_box(np.where(thing & (photo[..., 2] == 20 * i), 255, 0).astype(np.uint8))
+        assert box_iou(np.asarray(seen), batch.boxes[i, 0]) > 0.7
+        np.testing.assert_array_equal(batch.boxes[i, 1], [0, 0, 160, 160])
+    assert (batch.boxes >= 0).all() and (batch.boxes <= 160).all()
+    assert (batch.boxes[..., 2:] - batch.boxes[..., :2] > 1).all()
+    np.testing.assert_allclose(batch.overlaps, box_iou(batch.boxes, batch.boxes[:, :1]), rtol=1e-5)
+    assert (batch.overlaps[:, 2:] < 1).all() and batch.overlaps[:, 0].min() == 1

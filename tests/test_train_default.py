@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 SCRIPT = Path(__file__).resolve().parents[1] / "weights" / "train_default.py"
+LOOKS = {"strength": 0.8, "gray": 0.15, "reach": (0.45, 1.5), "relatives": 4}
 
 
 @pytest.fixture(scope="module")
@@ -43,23 +44,51 @@ def test_contrast_is_the_mean_cross_entropy_of_finding_the_partner(training, rng
 def test_whitened_regions_have_identity_covariance(training, rng):
     regions = jnp.asarray(rng.normal(size=(50, 4, 6)) @ rng.normal(size=(6, 6)), jnp.float32)
     start = {"seen": jnp.zeros(()), "mean": jnp.zeros(6), "second": jnp.zeros((6, 6))}
-    moments = training.follow(start, regions)
+    moments = training.follow(start, [regions[:20], regions[20:]])
     white = np.asarray(training.whitened(moments, regions, ridge=0.0)).reshape(-1, 6)
     np.testing.assert_allclose(white.mean(0), 0, atol=1e-4)
     np.testing.assert_allclose(white.T @ white / len(white), np.eye(6), atol=2e-3)
-    again = training.follow(moments, regions)
+    again = training.follow(moments, [regions])
     np.testing.assert_allclose(again["second"], moments["second"], rtol=1e-4, atol=1e-5)
     assert again["seen"] == 2
 
 
+def test_box_vectors_are_the_plain_maxima_of_each_maps_own_boxes(training, rng):
+    maps = rng.random((3, 7, 5, 6)).astype(np.float32)
+    boxes = np.array(
+        [[[0, 0, 7, 5], [2, 1, 3, 4]], [[6, 4, 7, 5], [0, 2, 5, 3]], [[1, 1, 4, 4]] * 2]
+    )
+    found = np.asarray(training.box_vectors(jnp.asarray(maps), jnp.asarray(boxes)))
+    for i, row in enumerate(boxes):
+        for j, (top, left, bottom, right) in enumerate(row):
+            expected = maps[i, top:bottom, left:right].max((0, 1)).astype(np.float64)
+            np.testing.assert_allclose(found[i, j], expected / np.linalg.norm(expected), rtol=1e-5)
+
+
+def test_placed_is_the_cross_entropy_of_choosing_among_all_photos_boxes(training, rng):
+    queries, boxes, overlaps = _unit(rng, 3, 6), _unit(rng, 3, 4, 6), rng.random((3, 4))
+    losses, best = [], []
+    for i, query in enumerate(queries):
+        chances = np.exp(boxes @ query / 0.3)
+        chances /= chances.sum()
+        target = np.exp(overlaps[i] / 0.1) / np.exp(overlaps[i] / 0.1).sum()
+        losses.append(-(target * np.log(chances[i])).sum())
+        best.append(overlaps[i, chances[i].argmax()])
+    loss, overlap = training.placed(*map(jnp.asarray, (queries, boxes, overlaps)), 0.3)
+    np.testing.assert_allclose(loss, np.mean(losses), rtol=1e-5)
+    np.testing.assert_allclose(overlap, np.mean(best), rtol=1e-6)
+
+
 def test_stages_follow_the_part_of_the_run_that_is_over(training):
-    stages = training.stages_of("0:96:40,0.5:128:20")
-    looks = {"strength": 0.8, "gray": 0.15, "reach": (0.45, 1.5), "relatives": 4}
-    options = argparse.Namespace(stages=stages, steps=10, minutes=0.0, **looks)
-    sizes = [
-        training.batch_of(options, training.progress(options, i, 0.0))[:2] for i in (0, 4, 5, 9)
+    stages = training.stages_of("0:views:96:40,0.5:searches:128:20")
+    options = argparse.Namespace(stages=stages, steps=10, minutes=0.0, **LOOKS)
+    found = [
+        training.batch_of(options, training.progress(options, i, 0.0))[0] for i in (0, 4, 5, 9)
     ]
-    assert sizes == [(40, 96), (40, 96), (20, 128), (20, 128)]
+    views, searches = (0.0, "views", 96, 40), (0.5, "searches", 128, 20)
+    assert found == [views, views, searches, searches]
+    with pytest.raises(argparse.ArgumentTypeError, match="neither"):
+        training.stages_of("0:looks:96:40")
 
 
 def test_a_checkpoint_gives_the_state_back(training, tmp_path):
@@ -72,7 +101,28 @@ def test_a_checkpoint_gives_the_state_back(training, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.npz"]
 
 
-def test_batches_depend_on_seed_and_step_alone(training):
-    one, again, other = (training.make_batch(0, i, 2, 40, {"strength": 0.8}) for i in (3, 3, 4))
-    np.testing.assert_array_equal(one[0], again[0])
-    assert (one[0] != other[0]).any()
+@pytest.mark.parametrize("kind", ["views", "searches"])
+def test_batches_depend_on_seed_and_step_alone(training, kind):
+    stage = training.Stage(0.0, kind, 60, 4)
+    one, again, other = (training.make_batch(0, i, stage, LOOKS) for i in (3, 3, 4))
+    for name, array in one.items():
+        np.testing.assert_array_equal(array, again[name])
+    assert one["second"].shape == other["second"].shape == (4, 60, 60, 3)
+    assert (one["second"] != other["second"]).any()
+
+
+def test_a_step_by_searches_lowers_both_losses_on_its_own_batch(training):
+    options = argparse.Namespace(
+        decay=0.0, levels=2, temperature=0.1, plain=0.2, boxes=1.0, box_temperature=0.07
+    )
+    step, state = training.make_step(options), training.initial_state(0)
+    batch = training.in_cells(
+        training.make_batch(0, 0, training.Stage(0.0, "searches", 96, 4), LOOKS)
+    )
+    facts = []
+    with jax.numpy_dtype_promotion("standard"):  # Optax mixes integers and floats
+        for _ in range(6):
+            state, now = step(state, batch, np.float32(1e-4))
+            facts.append(np.asarray(now))
+    assert np.isfinite(facts).all()
+    assert facts[-1][0] < facts[0][0] and facts[-1][2] < facts[0][2]

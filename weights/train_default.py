@@ -1,10 +1,17 @@
 """Train the network that ships, from nothing but generated images.
 
-Two views of the same generated scene shall have similar descriptors, views of different scenes
-dissimilar ones (InfoNCE). The descriptor is R-MAC as it is deployed, whitening included: region
-maxima, l2, whitening, l2, sum, l2. The whitening follows the network while it is trained (running
-moments of the regions it sees); the one that ships is learned afterwards on further generated
-photos. Any whitening of the same moments gives the same cosines, so here the cheapest is used.
+First by views: two views of the same generated scene shall have similar descriptors, views of
+different scenes dissimilar ones (InfoNCE). The descriptor is R-MAC as it is deployed, whitening
+included: region maxima, l2, whitening, l2, sum, l2. The whitening follows the network while it is
+trained (running moments of the regions it sees); the one that ships is learned afterwards on
+further generated photos. Any whitening of the same moments gives the same cosines, so here the
+cheapest is used.
+
+Then by searches: an outlined thing and a photo that shows it somewhere take the place of the two
+views, and one term is added that is what AML maximises. The plain maxima of the query are compared
+with those of many boxes of all photos in the batch; the better a box of the query's own photo
+overlaps the thing, the more of the target it gets. What answers at the edges of an image, where the
+padding is, answers in every query and in no box, and so is unlearned.
 
     python weights/train_default.py --work /tmp/rmacjax-training
 
@@ -27,19 +34,64 @@ from collections import deque
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 ARCHITECTURE = "alexnet"
+PAIR = ("first", "second")
 
 
-def make_batch(seed: int, step: int, n: int, size: int, looks: dict):
-    """Step's pairs of views; runs in a worker process that knows no JAX."""
+QUERY_SHAPES = ((1.0, 1.0), (0.75, 1.25), (1.25, 0.75))
+"""Height and width of a query as parts of two thirds of a photo's side; one per step."""
+
+
+class Stage(NamedTuple):
+    """What is trained from one part of the run on.
+
+    Attributes:
+        start: the part of the run, 0..1.
+        kind: "views" or "searches".
+        size: side of a view or a photo in pixels.
+        n: pairs per step.
+    """
+
+    start: float
+    kind: str
+    size: int
+    n: int
+
+
+def make_batch(seed: int, step: int, stage: Stage, looks: dict) -> dict[str, np.ndarray]:
+    """Step's pairs; runs in a worker process that knows no JAX."""
     from rmacjax import scenes
 
     rng = np.random.default_rng([seed, step])
     textures = scenes.texture_bank(seed + 1000 * (step // 500), 96)
-    return scenes.training_batch(rng, n, size, textures=textures, **looks)
+    n, size = stage.n, stage.size
+    if stage.kind == "views":
+        first, second = scenes.training_batch(rng, n, size, textures=textures, **looks)
+        return {"first": first, "second": second}
+    looks = {name: value for name, value in looks.items() if name != "reach"}
+    height, width = (int(part * size * 2 / 3) for part in QUERY_SHAPES[step % len(QUERY_SHAPES)])
+    batch = scenes.search_batch(rng, n, (height, width), (size, size), textures=textures, **looks)
+    return {
+        "first": batch.queries,
+        "second": batch.photos,
+        "boxes": batch.boxes,
+        "overlaps": batch.overlaps,
+    }
+
+
+def in_cells(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The batch with its boxes, where it has any, in cells of the photos' maps."""
+    from rmacjax.backbones import map_size
+    from rmacjax.regions import px_to_cells
+
+    if "boxes" not in batch:
+        return batch
+    size = batch["second"].shape[1:3]
+    return batch | {"boxes": px_to_cells(batch["boxes"], map_size(network(), *size), size)}
 
 
 def network():
@@ -49,13 +101,15 @@ def network():
     return Network(ARCHITECTURE, last_pool=False, convention=TORCHVISION_CONVENTION, name="default")
 
 
-def initial_state(seed: int) -> dict:
+def initial_state(seed: int, start: str | None = None) -> dict:
     """Weights, Adam's moments, and the running moments of region vectors."""
     import jax.numpy as jnp
 
     from rmacjax.backbones import initialize
+    from rmacjax.weights import load
 
-    weights, c = initialize(ARCHITECTURE, seed), network().channels
+    weights = awake(dict(load(start).weights), seed) if start else initialize(ARCHITECTURE, seed)
+    c = network().channels
     moments = {"seen": jnp.zeros(()), "mean": jnp.zeros(c), "second": jnp.zeros((c, c))}
     return {"weights": weights, "optimizer": optimizer(0.0).init(weights), "moments": moments}
 
@@ -74,24 +128,41 @@ def optimizer(decay: float):
     )
 
 
-def region_vectors(weights: dict, images, levels: int):
-    """Unit vectors of every image's regions, (n, r, c); the grid is static, so slices will do."""
+def region_vectors(maps, levels: int):
+    """Unit vectors of every map's regions, (n, r, c); the grid is static, so slices will do."""
     import jax.numpy as jnp
 
-    from rmacjax.backbones import forward
     from rmacjax.normalization import l2_normalize
     from rmacjax.regions import rmac_regions
 
-    maps, _ = forward(network(), weights, images)
     grid = rmac_regions(maps.shape[1], maps.shape[2], levels).tolist()
     return l2_normalize(jnp.stack([maps[:, t:b, le:r].max((1, 2)) for t, le, b, r in grid], 1))
 
 
-def follow(moments: dict, regions) -> dict:
+def box_vectors(maps, cells):
+    """Unit vectors of the plain maxima of each map's own boxes, (n, k, c)."""
+    import jax
+    import jax.numpy as jnp
+
+    from rmacjax.normalization import l2_normalize
+
+    rows = jnp.arange(maps.shape[1])[None, :, None]
+    columns = jnp.arange(maps.shape[2])[None, None, :]
+
+    @jax.checkpoint
+    def maxima(box):
+        top, left, bottom, right = (box[:, i, None, None] for i in range(4))
+        inside = (rows >= top) & (rows < bottom) & (columns >= left) & (columns < right)
+        return jnp.where(inside[..., None], maps, 0).max((1, 2))
+
+    return l2_normalize(jax.lax.map(maxima, cells.swapaxes(0, 1)).swapaxes(0, 1))
+
+
+def follow(moments: dict, regions: list) -> dict:
     """Running mean and second moment of region vectors; the last 20 batches count most."""
     import jax.numpy as jnp
 
-    rows = regions.reshape(-1, regions.shape[-1])
+    rows = jnp.concatenate([some.reshape(-1, some.shape[-1]) for some in regions])
     share = jnp.maximum(0.05, 1 / (moments["seen"] + 1))
     now = {"mean": rows.mean(0), "second": rows.T @ rows / rows.shape[0]}
     followed = {name: moments[name] + share * (now[name] - moments[name]) for name in now}
@@ -126,31 +197,63 @@ def contrast(first, second, temperature: float):
     return loss, (similarity.argmax(1) == partner).mean()
 
 
-def make_step(options):
-    """One step of training: pure, compiled once per image size."""
+def placed(queries, boxes, overlaps, temperature: float, sharpness: float = 0.1):
+    """Each query against every box of every photo; its own photo's boxes share the target.
+
+    Args:
+        queries: (n, c) unit vectors.
+        boxes: (n, k, c) unit vectors.
+        overlaps: (n, k), of the boxes with what the query of the same number outlines.
+        temperature: of the cosines.
+        sharpness: of the target: a box that overlaps by this much less gets 1 / e of the share.
+
+    Returns:
+        The cross entropy, and the mean overlap of the own photo's best box.
+    """
     import jax
     import jax.numpy as jnp
 
+    cosines = jnp.einsum("nc,mkc->nmk", queries, boxes)
+    n, _, k = cosines.shape
+    log_share = jax.nn.log_softmax(cosines.reshape(n, -1) / temperature).reshape(n, n, k)
+    mine = jnp.arange(n)
+    loss = -(jax.nn.softmax(overlaps / sharpness) * log_share[mine, mine]).sum(1).mean()
+    best = cosines[mine, mine].argmax(1)
+    return loss, overlaps[mine, best].mean()
+
+
+def make_step(options):
+    """One step of training: pure, compiled once per kind and image size."""
+    import jax
+    import jax.numpy as jnp
+
+    from rmacjax.backbones import forward
     from rmacjax.normalization import l2_normalize
 
     rule = optimizer(options.decay)
 
-    def loss_of(weights, moments, views):
-        regions = region_vectors(weights, views, options.levels)
+    def loss_of(weights, moments, batch):
+        first, second = (forward(network(), weights, batch[name])[0] for name in PAIR)
+        regions = [region_vectors(maps, options.levels) for maps in (first, second)]
         moments = jax.lax.stop_gradient(follow(moments, regions))
-        plain = l2_normalize(regions.sum(1))
-        white = l2_normalize(l2_normalize(whitened(moments, regions)).sum(1))
-        n = views.shape[0] // 2
-        loss, found = contrast(white[:n], white[n:], options.temperature)
-        plain_loss, plain_found = contrast(plain[:n], plain[n:], options.temperature)
-        facts = jnp.stack([loss, found, plain_found])
-        return loss + options.plain * plain_loss, (moments, facts)
+        plain = [l2_normalize(r.sum(1)) for r in regions]
+        white = [l2_normalize(l2_normalize(whitened(moments, r)).sum(1)) for r in regions]
+        loss, found = contrast(*white, options.temperature)
+        if "boxes" in batch:
+            query = l2_normalize(first.max((1, 2)))
+            boxes = box_vectors(second, batch["boxes"])
+            other, fact = placed(query, boxes, batch["overlaps"], options.box_temperature)
+            total = loss + options.boxes * other
+        else:
+            other, fact = contrast(*plain, options.temperature)
+            total = loss + options.plain * other
+        return total, (moments, jnp.stack([loss, found, other, fact]))
 
     @jax.jit
-    def step(state, views, rate):
+    def step(state, batch, rate):
         weights = state["weights"]
         gradient, (moments, facts) = jax.grad(loss_of, has_aux=True)(
-            weights, state["moments"], views
+            weights, state["moments"], batch
         )
         change, inner = rule.update(gradient, state["optimizer"], weights)
         weights = jax.tree.map(lambda p, c: p - rate * c, weights, change)
@@ -187,7 +290,7 @@ def train(options) -> dict:
 
     options.work.mkdir(parents=True, exist_ok=True)
     checkpoint = options.work / "checkpoint.npz"
-    state, first = initial_state(options.seed), 0
+    state, first = initial_state(options.seed, options.start), 0
     if checkpoint.exists():
         state, first = load_checkpoint(checkpoint, state)
         print(f"going on at step {first}", flush=True)
@@ -197,25 +300,25 @@ def train(options) -> dict:
     with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
         coming = deque()
         asked = first
-        facts = np.zeros(3)
+        facts = np.zeros(4)
         for i in range(first, options.steps):
             while asked < min(i + 6, options.steps):
-                batch = batch_of(options, progress(options, asked, started))
-                coming.append(pool.submit(make_batch, options.seed, asked, *batch))
+                stage, looks = batch_of(options, progress(options, asked, started))
+                coming.append(pool.submit(make_batch, options.seed, asked, stage, looks))
                 asked += 1
-            views = np.concatenate(coming.popleft().result())
+            batch = in_cells(coming.popleft().result())
             part = progress(options, i, started)
             rate = options.rate * min(1.0, (i + 1) / options.warmup)
             rate *= 0.5 * (1 + math.cos(math.pi * part)) + 0.002
-            state, now = step(state, views, np.float32(rate))
+            state, now = step(state, batch, np.float32(rate))
             facts = 0.9 * facts + 0.1 * np.asarray(now)
             if (i + 1) % 20 == 0:
                 speed = (time.monotonic() - started) / (i + 1 - first)
                 left = speed * (options.steps - i - 1) / 60
                 print(
                     f"step {i + 1}/{options.steps}  loss {facts[0]:.3f}  found {facts[1]:.3f}  "
-                    f"plain {facts[2]:.3f}  rate {rate:.1e}  {len(views) / speed:.0f} images/s  "
-                    f"{left:.1f} min left",
+                    f"plain {facts[2]:.3f} {facts[3]:.3f}  rate {rate:.1e}  "
+                    f"{len(batch['first']) / speed:.0f} pairs/s  {left:.1f} min left",
                     flush=True,
                 )
             over = part >= 1.0
@@ -237,17 +340,22 @@ def progress(options, step: int, started: float) -> float:
     return min(1.0, max(step / options.steps, by_time))
 
 
-def batch_of(options, part: float) -> tuple:
-    """Number, size and difficulty of the pairs when this part (0..1) of the run is over."""
-    _, size, n = max(stage for stage in options.stages if stage[0] <= part)
+def batch_of(options, part: float) -> tuple[Stage, dict]:
+    """The stage, and how its pairs look, when this part (0..1) of the run is over."""
     names = ("strength", "gray", "reach", "relatives")
-    return n, size, {name: getattr(options, name) for name in names}
+    stage = max(stage for stage in options.stages if stage.start <= part)
+    return stage, {name: getattr(options, name) for name in names}
 
 
-def stages_of(text: str) -> list[tuple[float, int, int]]:
-    """Read "from:size:pairs,..." as a list of (part of the run, pixels, pairs per step)."""
-    stages = [stage.split(":") for stage in text.split(",")]
-    return [(float(start), int(size), int(n)) for start, size, n in stages]
+def stages_of(text: str) -> list[Stage]:
+    """Read "start:kind:size:pairs,..."."""
+    stages = []
+    for stage in text.split(","):
+        start, kind, size, n = stage.split(":")
+        if kind not in ("views", "searches"):
+            raise argparse.ArgumentTypeError(f"{kind!r} is neither 'views' nor 'searches'")
+        stages.append(Stage(float(start), kind, int(size), int(n)))
+    return stages
 
 
 def photo_of(seed: int, number: int) -> np.ndarray:
@@ -319,6 +427,24 @@ def balanced(weights: dict, maxima: np.ndarray, quiet: float) -> dict:
     return weights | {name: value.astype(np.float32) for name, value in changed.items()}
 
 
+def awake(weights: dict, seed: int, levels: int = 3, quiet: float = 0.5) -> dict:
+    """Give channels of the last convolution that never answer a fresh start, and balance all.
+
+    Sparse channels tell boxes apart; those that answer everywhere do not.
+    """
+    from rmacjax.backbones import initialize
+
+    photos = [photo_of(seed + 1, i) for i in range(140)]
+    mute = region_maxima_of(weights, photos, levels).max(0) <= 0
+    fresh = initialize(ARCHITECTURE, seed + 1)
+    changed = {
+        f"conv5.{part}": np.where(mute, fresh[f"conv5.{part}"], weights[f"conv5.{part}"])
+        for part in ("kernel", "bias")
+    }
+    weights = weights | changed
+    return balanced(weights, region_maxima_of(weights, photos, levels), quiet)
+
+
 def less_color(kernel, chroma: float):
     """Let the first layer see only this share of what differs between the color channels."""
     std = np.asarray(network().convention.std, np.float32)[None, None, :, None]
@@ -368,14 +494,21 @@ def main() -> None:
     add(
         "--stages",
         type=stages_of,
-        default="0:96:96,0.5:128:64,0.85:192:32",
-        help="part of the run : side of a view in pixels : pairs per step, ...",
+        default="0:views:96:96,0.3:views:128:64,0.55:searches:192:32",
+        help="part of the run : views or searches : side in pixels : pairs per step, ...",
     )
     add("--rate", type=float, default=8e-4)
     add("--warmup", type=int, default=100, help="steps")
     add("--decay", type=float, default=0.02)
     add("--temperature", type=float, default=0.1)
-    add("--plain", type=float, default=0.2, help="weight of the loss without whitening")
+    add("--plain", type=float, default=0.2, help="weight of the views' loss without whitening")
+    add("--boxes", type=float, default=1.0, help="weight of the loss over boxes in searches")
+    add("--box-temperature", type=float, default=0.07)
+    add(
+        "--start",
+        help="weights to start from, a file or a name, instead of random ones; channels that they "
+        "never use start afresh",
+    )
     add("--levels", type=int, default=3, help="of the region grid")
     add("--strength", type=float, default=0.8, help="of the camera's changes")
     add("--quiet", type=float, default=0.0, help="share of regions in which a channel is silent")

@@ -6,7 +6,8 @@ sizes that cover each other), textures with power-law spectra, repeated structur
 lettering, and a camera (perspective, light, shadow, blur, noise, JPEG).
 
 `render_collection` makes photos of things in places, to search in; `training_batch` makes pairs of
-views of abstract scenes, to learn from.
+views of abstract scenes and `search_batch` outlined parts of such scenes with photos that show
+them, to learn from.
 
 References:
     Lee, Mumford and Huang, "Occlusion models for natural images", IJCV 2001 (dead leaves).
@@ -19,11 +20,13 @@ from rmacjax.scenes.painting import mask_box, place
 from rmacjax.scenes.pairs import training_batch, training_pair
 from rmacjax.scenes.photos import SceneCollection, render_collection
 from rmacjax.scenes.places import render_place
+from rmacjax.scenes.searches import SearchBatch, search_batch
 from rmacjax.scenes.textures import power_noise, texture_bank
 from rmacjax.scenes.things import render_object
 
 __all__ = [
     "SceneCollection",
+    "SearchBatch",
     "blur",
     "homography",
     "mask_box",
@@ -35,6 +38,7 @@ __all__ = [
     "render_place",
     "render_scene",
     "sample",
+    "search_batch",
     "texture_bank",
     "training_batch",
     "training_pair",

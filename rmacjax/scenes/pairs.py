@@ -39,14 +39,66 @@ def _view(
         behind = background[top : top + size, left : left + size]
         image = behind + alpha[..., None] * (image - behind)
     if rng.random() < 0.5:
-        for _ in range(int(rng.integers(1, 4))):
-            h, w = rng.integers(size // 10, size // 3, 2)
-            top = int(rng.integers(-h // 2, size - h // 2))
-            left = int(rng.integers(-w // 2, size - w // 2))
-            there = image[max(top, 0) : top + h, max(left, 0) : left + w]
-            y, x = int(rng.integers(0, size // 2)), int(rng.integers(0, size // 2))
-            there[:] = background[y : y + there.shape[0], x : x + there.shape[1]]
+        hide_parts(rng, image, background)
     return photograph(rng, image, strength=strength, gray=gray)
+
+
+def hide_parts(rng: np.random.Generator, image: np.ndarray, other: np.ndarray) -> None:
+    """Put one to three pieces of another scene before an image, in place."""
+    height, width = image.shape[:2]
+    for _ in range(int(rng.integers(1, 4))):
+        h = int(rng.integers(height // 10, height // 3))
+        w = int(rng.integers(width // 10, width // 3))
+        top = int(rng.integers(-h // 2, height - h // 2))
+        left = int(rng.integers(-w // 2, width - w // 2))
+        there = image[max(top, 0) : top + h, max(left, 0) : left + w]
+        y, x = int(rng.integers(0, height // 2)), int(rng.integers(0, width // 2))
+        there[:] = other[y : y + there.shape[0], x : x + there.shape[1]]
+
+
+def related_scenes(
+    rng: np.random.Generator,
+    n: int,
+    side: int,
+    relatives: int,
+    textures: UInt8[np.ndarray, "t s s 3"],
+    leaves: tuple[int, int] = (16, 90),
+) -> list[UInt8[np.ndarray, "side side 3"]]:
+    """Render square scenes of which each `relatives` in a row share colours and textures.
+
+    Args:
+        rng: source of randomness.
+        n: number of scenes.
+        side: in pixels.
+        relatives: how many scenes in a row share a palette and a handful of textures.
+        textures: the bank that they choose from.
+        leaves: fewest and most shapes of a scene.
+
+    Returns:
+        n scenes, (side, side, 3) uint8.
+    """
+    scenes = []
+    for i in range(n):
+        if i % relatives == 0:
+            palette = random_palette(rng)
+            few = textures[rng.choice(len(textures), min(8, len(textures)), replace=False)]
+        count = int(np.exp(rng.uniform(*np.log(leaves))))
+        tilt = float(rng.choice([0.03, 0.2, 1.0]))
+        varied = rng.random() < 0.8
+        own = palette + rng.normal(0, 12, palette.shape) if varied else random_palette(rng)
+        scenes.append(
+            render_scene(
+                rng,
+                (side, side),
+                leaves=count,
+                textures=few,
+                palette=own,
+                tilt=tilt,
+                largest=float(rng.uniform(0.2, 0.6)),
+                contrast=float(rng.uniform(0.4, 1.4)),
+            )
+        )
+    return scenes
 
 
 def training_batch(
@@ -80,27 +132,7 @@ def training_batch(
     """
     textures = texture_bank() if textures is None else textures
     scene_size = size * 3 // 2
-    scenes = []
-    for i in range(n):
-        if i % relatives == 0:
-            palette = random_palette(rng)
-            few = textures[rng.choice(len(textures), min(8, len(textures)), replace=False)]
-        leaves = int(np.exp(rng.uniform(np.log(16), np.log(90))))
-        tilt = float(rng.choice([0.03, 0.2, 1.0]))
-        varied = rng.random() < 0.8
-        own = palette + rng.normal(0, 12, palette.shape) if varied else random_palette(rng)
-        scenes.append(
-            render_scene(
-                rng,
-                (scene_size, scene_size),
-                leaves=leaves,
-                textures=few,
-                palette=own,
-                tilt=tilt,
-                largest=float(rng.uniform(0.2, 0.6)),
-                contrast=float(rng.uniform(0.4, 1.4)),
-            )
-        )
+    scenes = related_scenes(rng, n, scene_size, relatives, textures)
     first = np.empty((n, size, size, 3), np.uint8)
     second = np.empty_like(first)
     for i, scene in enumerate(scenes):
