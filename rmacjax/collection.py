@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Int, UInt8
 from rmacjax.descriptors import Params, Settings, fingerprint
 from rmacjax.extraction import DEFAULTS, Extracted, Failed, Source, extract
 from rmacjax.preprocessing import find_images
-from rmacjax.retrieval import Retrieved, boxes_in_pixels, describe_query, retrieve
+from rmacjax.retrieval import Depth, Retrieved, boxes_in_pixels, describe_query, retrieve
 from rmacjax.search import pad_rows
 from rmacjax.storage import Snapshot, StoredImage, Table
 from rmacjax.weights import load
@@ -331,11 +331,12 @@ class Collection:
         image: Source,
         box_px: Box | None = None,
         top: int = 20,
-        rerank: int = 1000,
+        rerank: Depth = 1000,
         expand: int = 5,
         *,
         instances: int = 1,
         alpha: float | None = None,
+        fusion: float = 0.0,
     ) -> SearchResult:
         """Find the photos that show the outlined object, and where it is in each.
 
@@ -343,23 +344,28 @@ class Collection:
             image: a file path, or an (H, W, 3) RGB array.
             box_px: the object, (top, left, bottom, right) in pixels; None for the whole image.
             top: how many hits to return.
-            rerank: how many of the best are localised and re-ranked; 0 for none.
+            rerank: how many of the best are localised and re-ranked; 0 for none, "all" for the
+                whole collection, whatever the filter thinks of it.
             expand: how many of the best boxes join the query; 0 for none.
             instances: boxes per photo.
             alpha: exponent of the paper's generalized mean for localization; None for exact maxima.
+            fusion: share (0..1) of the whole photo's descriptor in the re-ranking score; 0 scores
+                the box alone, as published.
 
         Raises:
-            ValueError: where a number is negative, or the box is no box of the image.
+            ValueError: where a number is out of range, or the box is no box of the image.
             OSError: where the query cannot be read.
         """
         for name, value, least in (
             ("top", top, 1),
-            ("rerank", rerank, 0),
+            ("rerank", 0 if rerank == "all" else rerank, 0),
             ("expand", expand, 0),
             ("instances", instances, 1),
         ):
             if value < least:
                 raise ValueError(f"{name} must be at least {least}, not {value}")
+        if not 0 <= fusion <= 1:
+            raise ValueError(f"fusion is a share and lies in 0..1, not {fusion}")
         start = time.perf_counter()
         query = describe_query(self.params, image, box_px, settings=self.settings)
         described = time.perf_counter() - start
@@ -375,6 +381,7 @@ class Collection:
             expand=expand,
             instances=instances,
             alpha=alpha,
+            fusion=fusion,
         )
         return SearchResult(
             hits=list(_hits(retrieved, gallery.snapshot, top)),

@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -31,6 +31,9 @@ from rmacjax.whitening import Whitening
 
 MAP_SIDES = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64)
 """Sides of padded map batches in cells; beyond 64, multiples of 32."""
+
+Depth = int | Literal["all"]
+"""How many of the best photos are re-ranked; "all" localises the query in every one."""
 
 MAPS_PER_BATCH = {"cpu": 16, "gpu": 128, "tpu": 128}
 
@@ -163,10 +166,11 @@ def retrieve(
     whitening: Whitening | None = None,
     settings: Settings,
     keep: int = 1000,
-    rerank: int = 1000,
+    rerank: Depth = 1000,
     expand: int = 5,
     instances: int = 1,
     alpha: float | None = None,
+    fusion: float = 0.0,
 ) -> Retrieved:
     """Rank a gallery for one query.
 
@@ -176,18 +180,22 @@ def retrieve(
         whitening: the one the gallery's descriptors were made with.
         settings: the gallery's.
         keep: how many images the filter keeps at least.
-        rerank: how many of the best are localised and re-ranked; 0 for none.
+        rerank: how many of the best are localised and re-ranked; 0 for none, "all" for the whole
+            gallery, whatever the filter thinks of it.
         expand: how many of the best boxes join the query for the last scoring; 0 for none.
         instances: boxes per image.
         alpha: exponent of the paper's generalized mean for localization; None for exact maxima.
+        fusion: share (0..1) of the whole image's descriptor in what is re-ranked; 0 scores the box
+            alone, as published, 1 keeps the filter's order.
     """
     seconds: dict[str, float] = {}
     with _timed(seconds, "filter"):
         size = len(gallery.map_sizes)
-        count = max(1, min(size, max(keep, rerank)))
+        depth = size if rerank == "all" else rerank
+        count = max(1, min(size, max(keep, depth)))
         scores, indices = top_k(query.descriptor, gallery.descriptors, count, rows=size)
         filtered = Stage(np.asarray(indices), np.asarray(scores))
-    chosen = filtered.indices[:rerank]
+    chosen = filtered.indices[:depth]
     if not len(chosen):
         return Retrieved(filtered, filtered, None, {}, {}, seconds)
 
@@ -196,13 +204,17 @@ def retrieve(
             query, gallery, chosen, whitening, settings, instances=instances, alpha=alpha
         )
     with _timed(seconds, "rerank"):
-        reranked = _reordered(filtered, vectors, query.descriptor)
+        fused = vectors
+        if fusion > 0:
+            whole = np.asarray(gallery.descriptors[chosen], np.float32)
+            fused = (1 - fusion) * vectors + fusion * whole
+        reranked = _reordered(filtered, fused, query.descriptor)
     ranking = reranked
     if expand > 0:
         with _timed(seconds, "expand"):
-            order = np.argsort(-(vectors @ query.descriptor), kind="stable")[:expand]
+            order = np.argsort(-(fused @ query.descriptor), kind="stable")[:expand]
             expanded = np.asarray(average_expansion(query.descriptor, vectors[order]))
-            ranking = _reordered(filtered, vectors, expanded)
+            ranking = _reordered(filtered, fused, expanded)
     return Retrieved(ranking, filtered, reranked, boxes, box_scores, seconds)
 
 

@@ -167,9 +167,9 @@ def test_command_line_defaults_are_the_functions_defaults():
     def default(function, name):
         return inspect.signature(function).parameters[name].default
 
-    for name in ("top", "rerank", "expand", "instances"):
+    for name in ("top", "rerank", "expand", "instances", "fusion"):
         assert default(cli.function_of("search"), name) == default(Collection.search, name)
-    for name in ("rerank", "expand"):
+    for name in ("rerank", "expand", "fusion"):
         assert default(cli.function_of("evaluate"), name) == default(Collection.search, name)
         assert default(pictures.settings_in_words, name) == default(Collection.search, name)
     assert default(cli.function_of("whiten"), "shrinkage") == default(
@@ -331,10 +331,12 @@ def test_search_writes_page_and_picture(capsys, made, tmp_path):
     target, paths = made
     page, sheet, data = tmp_path / "p.html", tmp_path / "p.png", tmp_path / "p.json"
     words = ["search", target, paths[0], "--box", 0, 0, 64, 64, "--instances", 2]
+    words += ["--rerank", "all", "--fusion", 0.25]
     code, _, err = run(capsys, *words, "--html", page, "--png", sheet, "--json", data)
     assert code == 0 and err.count("Wrote ") == 3
     text = page.read_text("utf-8")
     assert text.count('class="card') == 5 and "Photos searched" in text and "0 0 64 64" in text
+    assert "every photo, by 75% box, 25% whole photo" in text
     assert read_size(sheet)[1] > 500
     assert len(json.loads(data.read_text())["hits"][0]["boxes_px"]) >= 1
 
@@ -348,6 +350,8 @@ def test_search_writes_page_and_picture(capsys, made, tmp_path):
         (["--box", "a", "2", "3", "4"], 2, "whole number"),
         (["--top", "0"], 2, "top"),
         (["--rerank", "-1"], 2, "rerank"),
+        (["--rerank", "some"], 2, "rerank"),
+        (["--fusion", "1.5"], 2, "0..1"),
         (["--html", "no/such/folder/page.html"], 1, "no/such/folder"),
         (["--json", "."], 1, "is a folder"),
     ],

@@ -115,35 +115,48 @@ def world():
     return levels, whitening, descriptors.astype(np.float32), query
 
 
-@pytest.mark.parametrize("alpha", [None, 10])
-def test_every_stage_equals_the_transcription(world, alpha):
+@pytest.mark.parametrize(
+    ("alpha", "rerank", "fusion"), [(None, 14, 0.0), (10, 14, 0.0), (None, "all", 0.3)]
+)
+def test_every_stage_equals_the_transcription(world, alpha, rerank, fusion):
     levels, whitening, descriptors, query = world
     gallery = Arrays(descriptors, levels)
     found = retrieve(
-        query, gallery, whitening=whitening, settings=SETTINGS, rerank=14, expand=4, alpha=alpha
+        query,
+        gallery,
+        whitening=whitening,
+        settings=SETTINGS,
+        keep=3,
+        rerank=rerank,
+        expand=4,
+        alpha=alpha,
+        fusion=fusion,
     )
+    depth = len(levels) if rerank == "all" else rerank
 
     first = np.argsort(-(descriptors @ query.descriptor), kind="stable")
+    first = first[:depth]
     assert found.filtered.indices.tolist() == first.tolist()
 
-    vectors = {}
-    for i in first[:14]:
+    vectors, fused = {}, {}
+    for i in first:
         box, score = slow_aml(levels[i], query.mac.astype(np.float64), query.ratio, alpha)
         assert found.boxes[i][0].tolist() == box, (i, levels[i].shape)
         assert found.box_scores[i][0] == pytest.approx(score, abs=2e-6)
         part = levels[i][box[0] : box[2], box[1] : box[3]]
         vectors[i] = slow_rmac(part, whitening.mean, whitening.projection)
-    assert sorted(found.boxes) == sorted(gallery.read) == sorted(first[:14].tolist())
+        fused[i] = (1 - fusion) * vectors[i] + fusion * descriptors[i]
+    assert sorted(found.boxes) == sorted(gallery.read) == sorted(first.tolist())
 
     def order(vector):
-        return sorted(first[:14], key=lambda i: -float(vectors[i] @ vector)) + list(first[14:])
+        return sorted(first, key=lambda i: -float(fused[i] @ vector))
 
     second = order(query.descriptor)
     assert found.reranked.indices.tolist() == second
     expanded = unit(np.mean([query.descriptor, *(vectors[i] for i in second[:4])], axis=0))
     assert found.ranking.indices.tolist() == order(expanded)
-    scores = [float(vectors[i] @ expanded) for i in order(expanded)[:14]]
-    np.testing.assert_allclose(found.ranking.scores[:14], scores, atol=1e-5)
+    scores = [float(fused[i] @ expanded) for i in order(expanded)]
+    np.testing.assert_allclose(found.ranking.scores, scores, atol=1e-5)
 
 
 def test_results_do_not_depend_on_order_or_batches(world, monkeypatch):
@@ -170,6 +183,8 @@ def test_stages_are_left_out_where_asked(world):
     short = retrieve(query, gallery, keep=3, rerank=2, expand=0, **options)
     assert len(short.ranking.indices) == 3 and len(short.boxes) == 2
     assert short.ranking is short.reranked
+    filtered = retrieve(query, gallery, fusion=1.0, expand=0, **options)
+    assert filtered.ranking.indices.tolist() == filtered.filtered.indices.tolist()
 
 
 def test_an_empty_gallery_gives_an_empty_ranking(world):

@@ -11,6 +11,7 @@ from rmacjax.cli.terminal import (
     Flag,
     JsonFile,
     OutFile,
+    RerankDepth,
     check_writable,
     count,
     finite,
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
     from rmacjax.collection import Collection
     from rmacjax.datasets import GroundTruth, Query
-    from rmacjax.retrieval import Retrieved
+    from rmacjax.retrieval import Depth, Retrieved
 
 ROWS = ("filter", "+ AML", "+ AML + QE")
 """The paper's three rows: by descriptor, re-ranked by the boxes found, and with query expansion."""
@@ -79,8 +80,9 @@ def evaluate(
         str | None, arg(name="whiten", metavar="FOLDER", help_behavior_hint="")
     ] = None,
     long_side: Annotated[int, arg(metavar="PIXELS")] = 1024,
-    rerank: Annotated[int, arg(metavar="N")] = 1000,
+    rerank: RerankDepth = 1000,
     expand: Annotated[int, arg(metavar="N")] = 5,
+    fusion: Annotated[float, arg(metavar="SHARE")] = 0.0,
     markdown: OutFile = None,
     json: JsonFile = None,
 ) -> None:
@@ -107,8 +109,9 @@ def evaluate(
         subset: One set of queries, where the folder has several.
         whiten_on: Learn whitening on this folder's photos first, others than those searched.
         long_side: Larger photos are shrunk to this long side first.
-        rerank: How many of the best photos to look into for the object. 0: none.
+        rerank: How many of the best photos to look into for the object; "all": into every one.
         expand: How many of the best finds to search with once more. 0: none.
+        fusion: How much the whole photo counts beside the box that was found, 0 to 1.
         markdown: Write the table as Markdown.
         json: Write the scores as JSON to this file, "-" for stdout.
     """
@@ -145,7 +148,9 @@ def evaluate(
             report = collection.add(truth.paths, progress=update)
         list_skipped(report.skipped)
         with progress("queries") as update:
-            outcome = measure(collection, truth, rerank=rerank, expand=expand, progress=update)
+            outcome = measure(
+                collection, truth, rerank=rerank, expand=expand, fusion=fusion, progress=update
+            )
         photos = len(collection)
     facts: dict[str, object] = {
         "data": truth.name,
@@ -157,6 +162,7 @@ def evaluate(
         "long_side": long_side,
         "rerank": rerank,
         "expand": expand,
+        "fusion": fusion,
         "photos_per_second": round(photos / max(report.seconds, 1e-9), 2),
     }
     _report(outcome, facts, markdown, json)
@@ -166,8 +172,9 @@ def measure(
     collection: "Collection",
     truth: "GroundTruth",
     *,
-    rerank: int = 1000,
+    rerank: "Depth" = 1000,
     expand: int = 5,
+    fusion: float = 0.0,
     progress: Callable[[int, int], None] | None = None,
 ) -> Outcome:
     """Search for every query of a ground truth and score each stage.
@@ -175,8 +182,9 @@ def measure(
     Args:
         collection: holds the ground truth's images; others count as wrong.
         truth: from `rmacjax.datasets`.
-        rerank: how many of the best photos are re-ranked; 0 for none.
+        rerank: how many of the best photos are re-ranked; 0 for none, "all" for every one.
         expand: how many of the best boxes join the query; 0 for none.
+        fusion: share of the whole photo's descriptor in what is re-ranked.
         progress: called with (done, total) after each query.
     """
     import numpy as np
@@ -203,6 +211,7 @@ def measure(
             keep=len(numbers),
             rerank=rerank,
             expand=expand,
+            fusion=fusion,
         )
         orders = (found.filtered, found.reranked, found.ranking if expand else None)
         for name, stage in zip(ROWS, orders, strict=True):

@@ -9,6 +9,7 @@ from rmacjax.cli.terminal import (
     JsonFile,
     OutFile,
     PeoplesBox,
+    RerankDepth,
     box_px,
     check_writable,
     count,
@@ -29,8 +30,9 @@ def search(
     *,
     box: PeoplesBox = None,
     top: Annotated[int, arg(metavar="N")] = 20,
-    rerank: Annotated[int, arg(metavar="N")] = 1000,
+    rerank: RerankDepth = 1000,
     expand: Annotated[int, arg(metavar="N")] = 5,
+    fusion: Annotated[float, arg(metavar="SHARE")] = 0.0,
     instances: Annotated[int, arg(metavar="N")] = 1,
     html: OutFile = None,
     png: OutFile = None,
@@ -52,8 +54,10 @@ def search(
         query: The photo that shows the object.
         box: Where the object is in the query photo.
         top: How many photos to show.
-        rerank: How many of the best photos to look into for the object. 0: none, no boxes.
+        rerank: How many of the best photos to look into for the object; "all": into every one.
+            0: none, no boxes.
         expand: How many of the best finds to search with once more. 0: none.
+        fusion: How much the whole photo counts beside the box that was found, 0 to 1.
         instances: How many boxes per photo, where the object is there more than once.
         html: Write a page with photos and boxes.
         png: Write one picture with photos and boxes.
@@ -70,7 +74,9 @@ def search(
     opened = Collection.open(collection)
     if not len(opened):
         raise OSError(f"the collection {collection!r} is empty: rmacjax add {collection} PHOTOS...")
-    result = opened.search(query, asked, top=top, rerank=rerank, expand=expand, instances=instances)
+    result = opened.search(
+        query, asked, top=top, rerank=rerank, expand=expand, instances=instances, fusion=fusion
+    )
     if json != "-":
         _print(result)
     if json is not None:
@@ -78,7 +84,8 @@ def search(
     if html is not None or png is not None:
         from rmacjax.pictures import settings_in_words
 
-        _draw(result, settings_in_words(opened, rerank=rerank, expand=expand), html, png)
+        facts = settings_in_words(opened, rerank=rerank, expand=expand, fusion=fusion)
+        _draw(result, facts, html, png)
 
 
 def document(result: "SearchResult") -> dict[str, object]:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 from tyro.constructors import PrimitiveConstructorSpec
@@ -36,6 +36,7 @@ def _option(metavar: str) -> Any:
 Flag = Annotated[bool, tyro.conf.arg(help_behavior_hint="")]
 JsonFile = Annotated[str | None, _option("FILE")]
 OutFile = Annotated[str | None, _option("FILE")]
+RerankDepth = Annotated[int | Literal["all"], tyro.conf.arg(metavar="N|all")]
 PeoplesBox = Annotated[
     tuple[int, int, int, int] | None,
     PrimitiveConstructorSpec(

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
@@ -183,14 +183,19 @@ def duration(seconds: int | float) -> str:
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def settings_in_words(collection: Any, *, rerank: int = 1000, expand: int = 5) -> dict[str, object]:
+def settings_in_words(
+    collection: Any, *, rerank: int | Literal["all"] = 1000, expand: int = 5, fusion: float = 0.0
+) -> dict[str, object]:
     """What a page says about how its results came about, as names and values.
 
     Args:
         collection: with `params`, `settings` and a length.
-        rerank: how many photos were re-ranked.
+        rerank: how many photos were re-ranked, or "all".
         expand: how many boxes joined the query.
+        fusion: share of the whole photo in the re-ranking score.
     """
+    depth = "every photo" if rerank == "all" else f"the best {rerank:,}" if rerank else "no"
+    score = f"{1 - fusion:.0%} box, {fusion:.0%} whole photo" if fusion else "the box alone"
     params, settings = collection.params, collection.settings
     pool = "R-MAC" if settings.pool == "rmac" else settings.pool.upper()
     whitened = params.whitening is not None and settings.whiten
@@ -200,6 +205,6 @@ def settings_in_words(collection: Any, *, rerank: int = 1000, expand: int = 5) -
         "Network": network,
         "Descriptor": f"{pool}, {'whitened' if whitened else 'not whitened'}",
         "Long side": f"at most {settings.long_side} pixels",
-        "Re-ranked": f"the best {rerank:,}" if rerank else "no",
+        "Re-ranked": f"{depth}, by {score}" if rerank else depth,
         "Query expansion": f"by the best {expand:,} boxes" if rerank and expand else "no",
     }
