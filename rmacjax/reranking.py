@@ -15,11 +15,14 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Num
 
 from rmacjax.descriptors import Pool, pool_map, region_grid
-from rmacjax.localization import Localization, aml, aml_instances
+from rmacjax.localization import Localization, aml_batch
 from rmacjax.whitening import Whitening
 
-MAPS_AT_ONCE = {"gpu": 64, "tpu": 64}
-"""Maps localised side by side; on a CPU one by one, so that the growing boxes stay in the cache."""
+SCORED_AT_ONCE = {"cpu": 16}
+"""Maps whose candidates are scored side by side; elsewhere the whole batch."""
+
+REFINED_AT_ONCE = {"gpu": 64, "tpu": 64}
+"""Maps refined side by side; on a CPU one by one, so that none waits for the slowest."""
 
 
 def localize_batch(
@@ -45,16 +48,17 @@ def localize_batch(
     Returns:
         score (n, k) float32 and box (n, k, 4) int32 in cells, `k` = instances.
     """
-
-    def one(item: tuple[Array, Array]) -> Localization:
-        a1, size = item
-        if instances == 1:
-            found = aml(a1, query, ratio, alpha=alpha, size=size)
-            return Localization(found.score[None], found.box[None])
-        return aml_instances(a1, query, ratio, alpha=alpha, size=size, instances=instances)
-
-    side_by_side = MAPS_AT_ONCE.get(jax.default_backend())
-    return jax.lax.map(one, (maps, sizes), batch_size=side_by_side)
+    backend = jax.default_backend()
+    return aml_batch(
+        maps,
+        sizes,
+        query,
+        ratio,
+        instances=instances,
+        alpha=alpha,
+        side_by_side=SCORED_AT_ONCE.get(backend),
+        refine_side_by_side=REFINED_AT_ONCE.get(backend),
+    )
 
 
 def box_regions(

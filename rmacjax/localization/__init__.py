@@ -16,8 +16,8 @@ References:
     Tolias, Sicre and Jégou, ICLR 2016, section 4.2 (approximate max-pooling localization).
 """
 
-from rmacjax.localization.approximate import aml, aml_instances
+from rmacjax.localization.approximate import aml, aml_batch, aml_instances
 from rmacjax.localization.boxes import Localization
 from rmacjax.localization.exhaustive import localize, localize_instances
 
-__all__ = ["Localization", "aml", "aml_instances", "localize", "localize_instances"]
+__all__ = ["Localization", "aml", "aml_batch", "aml_instances", "localize", "localize_instances"]

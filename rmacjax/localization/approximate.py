@@ -24,6 +24,7 @@ from rmacjax.localization.scoring import (
     SCORE_RESOLUTION,
     Inputs,
     Pooling,
+    Profiles,
     as_float,
     check_at_least_one,
     check_inputs,
@@ -151,10 +152,84 @@ def aml_instances(
         ValueError: as `aml`, and instances below 1 or overlap outside 0..1.
     """
     inputs = check_inputs(a1, query, ratio, size)
+    check_overlap(overlap)
+    plan = _checked(instances, alpha, step, max_ratio, refine_steps, passes)
+    return _aml(inputs, as_float(overlap), plan)
+
+
+def aml_batch(
+    maps: Num[Array | np.ndarray, "n h w c"],
+    sizes: Int[Array | np.ndarray, "n 2"],
+    query: Num[Array | np.ndarray, "c"],
+    ratio: Num[ArrayLike, ""] | None = None,
+    *,
+    instances: int = 1,
+    overlap: int | float = 0.3,
+    alpha: int | float | None = 10,
+    side_by_side: int | None = None,
+    refine_side_by_side: int | None = None,
+) -> Localization:
+    """`aml_instances` over a padded batch of maps; the same numbers, shaped for speed.
+
+    The two halves of the search want different shapes: scoring the grid is the same work for every
+    map and goes well with many maps at once, refinement takes a different number of moves on each
+    and, where nothing is gained by waiting for the slowest, goes one by one.
+
+    Args:
+        maps: activation maps, padded at the bottom and the right.
+        sizes: valid rows and columns of each map, cells.
+        query: the query's pooled vector.
+        ratio: height / width of the query's box in pixels; None sets no limit. May be traced.
+        instances: number of boxes per map.
+        overlap: largest intersection over union of any two boxes of a map.
+        alpha: as in `aml`; the other options are the published ones.
+        side_by_side: maps whose grids are scored at once; None for all.
+        refine_side_by_side: maps that are refined at once; None for one by one.
+
+    Returns:
+        score (n, k) float32 and box (n, k, 4) int32, k = instances.
+    """
+    check_overlap(overlap)
+    plan = _checked(instances, alpha, 3, 1.1, (3, 2, 1), 5)
+
+    def inputs_of(a1: Array, size: Array) -> Inputs:
+        return check_inputs(a1, query, ratio, size)
+
+    def score_grid(item: tuple[Array, Array]) -> _Candidates:
+        return _candidates(inputs_of(*item), plan)
+
+    def refine(item: tuple[_Candidates, tuple[Array, Array]]) -> Localization:
+        return _find(inputs_of(*item[1]), as_float(overlap), item[0], plan)
+
+    both = (jnp.asarray(maps), jnp.asarray(sizes))
+    many = len(maps) if side_by_side is None else side_by_side
+    candidates = jax.lax.map(score_grid, both, batch_size=many)
+    return jax.lax.map(refine, (candidates, both), batch_size=refine_side_by_side)
+
+
+class _Plan(NamedTuple):
+    """What of a search is fixed when it is compiled."""
+
+    instances: int
+    alpha: float | None
+    step: int
+    max_ratio: float
+    refine_steps: tuple[int, ...]
+    passes: int
+
+
+def _checked(
+    instances: int,
+    alpha: float | None,
+    step: int,
+    max_ratio: float,
+    refine_steps: Sequence[int],
+    passes: int,
+) -> _Plan:
+    """The options, or an error that says which is out of range."""
     check_at_least_one(
         {"step": step, "passes": passes, "max_ratio": max_ratio, "instances": instances}
     )
-    check_overlap(overlap)
     if any(cells < 1 for cells in refine_steps):
         raise ValueError(f"refine_steps is {refine_steps}, but a side moves by at least 1 cell.")
     if alpha is not None and not (math.isfinite(alpha) and alpha >= 1):
@@ -162,39 +237,29 @@ def aml_instances(
             f"alpha is {alpha}, but the exponent of a generalized mean is at least 1; None takes "
             "exact maxima."
         )
-    return _aml(
-        inputs,
-        as_float(overlap),
-        instances=int(instances),
-        alpha=None if alpha is None else float(alpha),
-        step=int(step),
-        max_ratio=float(max_ratio),
-        refine_steps=tuple(int(cells) for cells in refine_steps),
-        passes=int(passes),
+    return _Plan(
+        int(instances),
+        None if alpha is None else float(alpha),
+        int(step),
+        float(max_ratio),
+        tuple(int(cells) for cells in refine_steps),
+        int(passes),
     )
 
 
-@partial(
-    jax.jit,
-    static_argnames=("instances", "alpha", "step", "max_ratio", "refine_steps", "passes"),
-)
-def _aml(
-    inputs: Inputs,
-    overlap: Array,
-    *,
-    instances: int,
-    alpha: float | None,
-    step: int,
-    max_ratio: float,
-    refine_steps: tuple[int, ...],
-    passes: int,
-) -> Localization:
-    size, query = inputs.size, l2_normalize(clean(inputs.query.astype(jnp.float32)))
-    pooled = pooling(clean(inputs.a1), alpha)
-    candidates = _candidates(pooled, query, inputs.ratio, size, step, max_ratio)
+@partial(jax.jit, static_argnames=("plan",))
+def _aml(inputs: Inputs, overlap: Array, plan: _Plan) -> Localization:
+    return _find(inputs, overlap, _candidates(inputs, plan), plan)
 
-    def score_of(boxes: Array) -> Array:
-        return cosines(jax.vmap(pooled.of_box)(boxes), query)
+
+def _unit_query(inputs: Inputs) -> Array:
+    return l2_normalize(clean(inputs.query.astype(jnp.float32)))
+
+
+def _find(inputs: Inputs, overlap: Array, candidates: "_Candidates", plan: _Plan) -> Localization:
+    """Instance by instance, the best free candidate, refined."""
+    size, query = inputs.size, _unit_query(inputs)
+    pooled = pooling(clean(inputs.a1), plan.alpha)
 
     def find(earlier: Array, number: Array) -> tuple[Array, tuple[Array, Array]]:
         box, exists = _first_best(candidates, apart(candidates.boxes, earlier, overlap))
@@ -204,13 +269,13 @@ def _aml(
         def allow(boxes: Array) -> Array:
             return on_map(boxes, size) & apart(boxes, earlier, overlap) & exists
 
-        score, box = _refine(score_of, allow, score_of(box[None])[0], box, refine_steps, passes)
+        score, box = _refine(pooled, query, allow, box, plan)
         score = jnp.where(exists, jnp.minimum(score, 1.0), MISSING)
         box = jnp.where(exists, box, 0)
         return earlier.at[number].set(box), (score, box)
 
-    none = jnp.zeros((instances, 4), jnp.int32)
-    _, (scores, boxes) = jax.lax.scan(find, none, jnp.arange(instances, dtype=jnp.int32))
+    none = jnp.zeros((plan.instances, 4), jnp.int32)
+    _, (scores, boxes) = jax.lax.scan(find, none, jnp.arange(plan.instances, dtype=jnp.int32))
     return Localization(scores, boxes)
 
 
@@ -222,68 +287,77 @@ class _Candidates(NamedTuple):
     order: Array
 
 
-def _candidates(
-    pooled: Pooling,
-    query: Array,
-    ratio: Array | None,
-    size: Array,
-    step: int,
-    max_ratio: float,
-) -> _Candidates:
-    """Score the grid, all column intervals side by side, grown from height to height.
+def _candidates(inputs: Inputs, plan: _Plan) -> _Candidates:
+    """Score the grid, from height to height; of each height only the widths of the right shape.
 
-    Only a few widths have the right shape for a height. Column intervals are in order of width, so
-    these are neighbours: a slice whose start depends on the ratio, of a length that serves any.
+    Row intervals of one height lie in a band, which grows downward by `step` cells at a time. What
+    widths are right depends on the ratio, which is traced, so one small program per first width is
+    compiled and the one that is asked for runs.
     """
-    h, w, channels = pooled.cells.shape
+    ratio, step, max_ratio = inputs.ratio, plan.step, plan.max_ratio
+    query, pooled = _unit_query(inputs), pooling(clean(inputs.a1), plan.alpha)
+    h, w, _ = pooled.cells.shape
     tops, bottoms = intervals(h, SHORTEST, step)
     lefts, rights = intervals(w, SHORTEST, step)
     if tops.size == 0 or lefts.size == 0:
         nothing = jnp.zeros((1, 4), jnp.int32)
         return _Candidates(jnp.full(1, MISSING), nothing, nothing[:, 0])
-    bands = _bands(pooled, step)
-    widths = rights - lefts
+    heights, widths = np.unique(bottoms - tops), np.unique(rights - lefts)
+    combine = pooled.combine
+    rows = strips(pooled.cells, 0, combine, shortest=SHORTEST, step=step)
+    cells = strips(rows, 1, combine, shortest=SHORTEST, step=step)
+
     if ratio is None:
-        kept, starts = widths.size, jnp.zeros(len(bands), jnp.int32)
-        shapely = jnp.ones((len(bands), widths.size), bool)
+        groups = [np.arange(widths.size)]
+        shapely = jnp.ones((heights.size, widths.size), bool)
     else:
-        kept = _most_of_a_shape(widths, max_ratio)
-        shapes = np.unique(bottoms - tops)[:, None] / widths[None, :]
+        longest = widths * (max_ratio**2 * (1 + 4 * RATIO_TOLERANCE))
+        ends = np.searchsorted(widths, longest, side="right")
+        groups = [np.arange(first, end) for first, end in enumerate(ends)]
+        shapes = heights[:, None] / widths[None, :]
         shapely = within_ratio(shapes, ratio, as_float(max_ratio))
-        starts = jnp.minimum(jnp.argmax(shapely, axis=1), widths.size - kept).astype(jnp.int32)
-    vectors = jnp.concatenate(
-        [
-            jax.lax.dynamic_slice_in_dim(band, start, kept, axis=1)
-            for band, start in zip(bands, starts, strict=True)
-        ]
+    kept = max(int(np.sum(widths.size - group)) for group in groups)
+
+    def score_widths(band: Array, group: np.ndarray) -> Array:
+        """Scores (tops, kept) of a band's boxes of these widths."""
+        grown = grow(band, 1, combine)[group[0] : group[-1] + 1]
+        scores = cosines(pooled.vectors(jnp.concatenate(grown, axis=1)), query)
+        return jnp.pad(scores, ((0, 0), (0, kept - scores.shape[1])), constant_values=MISSING)
+
+    programs = [partial(score_widths, group=group) for group in groups]
+    chosen = jnp.argmax(shapely, axis=1).astype(jnp.int32) if len(groups) > 1 else None
+    more = jnp.pad(cells[heights.size :], ((0, heights.size + 1), (0, 0), (0, 0)))
+
+    def of_height(band: Array, item: tuple[Array, Array | None]) -> tuple[Array, Array]:
+        number, group = item
+        scores = programs[0](band) if group is None else jax.lax.switch(group, programs, band)
+        below = jax.lax.dynamic_slice_in_dim(more, number, heights.size, axis=0)
+        return combine(band, below), scores
+
+    numbers = jnp.arange(heights.size, dtype=jnp.int32)
+    _, scores = jax.lax.scan(of_height, cells[: heights.size], (numbers, chosen))
+
+    # Which box each score belongs to: height, top, and place among the columns of its group.
+    columns = np.full((len(groups), kept, 2), -1, np.int32)
+    for group, row in zip(groups, columns, strict=True):
+        pairs = [(left, width) for width in group for left in range(widths.size - width)]
+        row[: len(pairs)] = pairs
+    left, width = (
+        jnp.asarray(columns)[jnp.zeros_like(numbers) if chosen is None else chosen][:, None, :, i]
+        for i in range(2)
     )
-    scores = cosines(pooled.vectors(vectors.reshape(-1, channels)), query)
-    # Row intervals, like the bands, are in order of height.
-    height = np.repeat(np.arange(len(bands)), [len(band) for band in bands])
-    columns = starts[height][:, None] + jnp.arange(kept, dtype=jnp.int32)[None, :]
-    rows = np.arange(tops.size, dtype=np.int32)[:, None]
-    grid = np.broadcast_arrays(tops[:, None], lefts[None], bottoms[:, None], rights[None])
-    every = np.stack(grid, axis=-1).reshape(-1, 4)
-    order = np.argsort(np.lexsort(every[:, [3, 1, 2, 0]].T)).astype(np.int32)
-    taken = (jnp.asarray(rows * widths.size) + columns).reshape(-1)
-    boxes = jnp.asarray(every)[taken]
-    allowed = shapely[height].reshape(-1)[taken] & on_map(boxes, size)
-    return _Candidates(jnp.where(allowed, scores, MISSING), boxes, jnp.asarray(order)[taken])
-
-
-def _bands(pooled: Pooling, step: int) -> list[Array]:
-    """All boxes of the grid: per height, (tops, column intervals in order of width, channels)."""
-    cells, combine, _, _ = pooled
-    rows = strips(cells, 0, combine, shortest=SHORTEST, step=step)
-    columns = grow(strips(rows, 1, combine, shortest=SHORTEST, step=step), 1, combine)
-    return grow(jnp.concatenate(columns, axis=1), 0, combine)
-
-
-def _most_of_a_shape(lengths: np.ndarray, max_ratio: float) -> int:
-    """Most intervals, sorted by length, whose lengths lie within a factor of max_ratio squared."""
-    longest = lengths * (max_ratio**2 * (1 + 4 * RATIO_TOLERANCE))
-    ends = np.searchsorted(lengths, longest, side="right")
-    return int(np.max(ends - np.searchsorted(lengths, lengths)))
+    top, height = numbers[None, :, None], numbers[:, None, None]
+    edges = (
+        step * top,
+        step * left,
+        step * (top + height) + SHORTEST,
+        step * (left + width) + SHORTEST,
+    )
+    boxes = jnp.stack(jnp.broadcast_arrays(*edges), axis=-1).reshape(-1, 4)
+    fitting = shapely[height, jnp.maximum(width, 0)] & (width >= 0)
+    allowed = jnp.broadcast_to(fitting, scores.shape).reshape(-1) & on_map(boxes, inputs.size)
+    order = ((top * heights.size + height) * widths.size + left) * widths.size + width
+    return _Candidates(jnp.where(allowed, scores.reshape(-1), MISSING), boxes, order.reshape(-1))
 
 
 def _first_best(candidates: _Candidates, free: Array) -> tuple[Array, Array]:
@@ -295,17 +369,23 @@ def _first_best(candidates: _Candidates, free: Array) -> tuple[Array, Array]:
     return candidates.boxes[first], best > MISSING
 
 
-_State = tuple[Array, Array, Array, Array, Array]
-"""Refinement's place: which step, round and move comes next, and the best score and box."""
+class _State(NamedTuple):
+    """Refinement's place: the step, round and move that come next, and the best box so far."""
+
+    stage: Array
+    lap: Array
+    place: Array
+    score: Array
+    box: Array
+    profiles: Profiles
 
 
 def _refine(
-    score_of: Callable[[Array], Array],
+    pooled: Pooling,
+    query: Array,
     allow: Callable[[Array], Array],
-    score: Array,
     box: Array,
-    steps: tuple[int, ...],
-    passes: int,
+    plan: _Plan,
 ) -> tuple[Array, Array]:
     """Greedy refinement: move one side at a time, keep what improves.
 
@@ -313,31 +393,36 @@ def _refine(
     in the order on, is made. That is what trying them one by one does: moves before it changed
     nothing, and a round that comes back to the present place without improvement is the last.
     """
-    if not steps:
+    score = cosines(pooled.of_box(box)[None], query)[0]
+    if not plan.refine_steps:
         return score, box
-    moves, cells = jnp.asarray(_MOVES), jnp.asarray(steps, jnp.int32)
+    moves, cells = jnp.asarray(_MOVES), jnp.asarray(plan.refine_steps, jnp.int32)
 
     def unfinished(state: _State) -> Array:
-        return state[0] < len(steps)
+        return state.stage < len(plan.refine_steps)
 
     def move(state: _State) -> _State:
-        stage, lap, place, score, box = state
+        stage, lap, place, score, box, profiles = state
         boxes = box[None] + moves * cells[stage]
-        scores = score_of(boxes)
+        scores = cosines(pooled.of_moves(box, profiles, cells[stage]), query)
         better = allow(boxes) & (scores > score + SCORE_RESOLUTION)
         later = jnp.arange(len(_MOVES), dtype=jnp.int32) - place
         later = jnp.where(later < 0, later + len(_MOVES), later)
         chosen = jnp.argmin(jnp.where(better, later, len(_MOVES))).astype(jnp.int32)
         lap += (chosen < place).astype(jnp.int32)
-        moved = better[chosen] & (lap < passes)
-        return (
+        moved = better[chosen] & (lap < plan.passes)
+        box = jnp.where(moved, boxes[chosen], box)
+        axis = jnp.where(moved, 1 + chosen // 2 % 2, 0)
+        return _State(
             jnp.where(moved, stage, stage + 1),
             jnp.where(moved, lap, 0),
             jnp.where(moved, chosen + 1, 0),
             jnp.where(moved, scores[chosen], score),
-            jnp.where(moved, boxes[chosen], box),
+            box,
+            pooled.profiles_after(box, profiles, axis),
         )
 
     zero = jnp.zeros((), jnp.int32)
-    *_, score, box = jax.lax.while_loop(unfinished, move, (zero, zero, zero, score, box))
-    return score, box
+    start = _State(zero, zero, zero, score, box, pooled.profiles(box))
+    end = jax.lax.while_loop(unfinished, move, start)
+    return end.score, end.box

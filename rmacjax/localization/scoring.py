@@ -9,14 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
-from rmacjax.integral import (
-    box_generalized_mean,
-    box_maximum,
-    check_map,
-    integral_image,
-    root,
-    row_max_table,
-)
+from rmacjax.integral import channel_powers, check_map, root
 from rmacjax.localization.growth import Combine
 
 SCORE_RESOLUTION = 2.0**-21
@@ -26,20 +19,74 @@ MISSING = -1.0
 """Score of an instance that does not exist; its box is (0, 0, 0, 0)."""
 
 
+class Profiles(NamedTuple):
+    """A box's columns, combined for every row of the map (h, c), and its rows for every column."""
+
+    beside: Array
+    below: Array
+
+
 class Pooling(NamedTuple):
-    """How boxes get their vectors: by growing many at once, or one by one from a table.
+    """How boxes get their vectors, whether many grow at once or one is looked at.
 
     Attributes:
-        cells: (h, w, c) what is combined: activations, or powers of them.
+        cells: (h, w, c) what is combined: activations, or powers of them; never below 0.
         combine: of two neighbouring parts.
+        reduce: the same over axes.
         vectors: from (..., c) combined cells to (..., c) float32 vectors of a size around 1.
-        of_box: from a box (4,), traced, to its vector (c,).
     """
 
     cells: Array
     combine: Combine
+    reduce: Callable[..., Array]
     vectors: Callable[[Array], Array]
-    of_box: Callable[[Array], Array]
+
+    def of_box(self, box: Array) -> Array:
+        """The vector (c,) of one box (4,), traced; zero where it is empty."""
+        top, left, bottom, right = box
+        rows, columns = _between(self.cells, 0, top, bottom), _between(self.cells, 1, left, right)
+        return self.vectors(self._within(self.cells, rows & columns, (0, 1)))
+
+    def profiles(self, box: Array) -> Profiles:
+        """What a box's columns hold, row by row, and what its rows hold, column by column."""
+        return Profiles(self._beside(box), self._below(box))
+
+    def profiles_after(self, box: Array, known: Profiles, moved: Array) -> Profiles:
+        """Profiles of a box whose rows (`moved` is 1), columns (2) or nothing (0) changed."""
+        return Profiles(
+            jax.lax.cond(moved == 2, lambda: self._beside(box), lambda: known.beside),
+            jax.lax.cond(moved == 1, lambda: self._below(box), lambda: known.below),
+        )
+
+    def of_moves(self, box: Array, profiles: Profiles, by: Array) -> Array:
+        """The vectors (8, c) of a box with its top, left, bottom or right moved by -by, then +by.
+
+        Four of them share the box's columns and four its rows, so its profiles serve all.
+        """
+        top, left, bottom, right = box
+
+        def part(lines: Array, first: Array, last: Array) -> Array:
+            return self._within(lines, _between(lines, 0, first, last), (0, 1))
+
+        ends = ((profiles.beside[:, None], top, bottom), (profiles.below[:, None], left, right))
+        firsts = [[part(lines, a + s * by, z) for s in (-1, 1)] for lines, a, z in ends]
+        lasts = [[part(lines, a, z + s * by) for s in (-1, 1)] for lines, a, z in ends]
+        return self.vectors(jnp.stack([*firsts[0], *firsts[1], *lasts[0], *lasts[1]]))
+
+    def _beside(self, box: Array) -> Array:
+        return self._within(self.cells, _between(self.cells, 1, box[1], box[3]), 1)
+
+    def _below(self, box: Array) -> Array:
+        return self._within(self.cells, _between(self.cells, 0, box[0], box[2]), 0)
+
+    def _within(self, x: Array, inside: Array, axes: int | tuple[int, int]) -> Array:
+        return self.reduce(jnp.where(inside, x, jnp.zeros((), x.dtype)), axis=axes)
+
+
+def _between(x: Array, axis: int, first: Array, last: Array) -> Array:
+    """Which places along an axis of (h, w, c) are in a range; shaped to broadcast."""
+    place = jax.lax.broadcasted_iota(jnp.int32, (x.shape[0], x.shape[1], 1), axis)
+    return (place >= first) & (place < last)
 
 
 def pooling(x: Array, alpha: float | None = None) -> Pooling:
@@ -47,21 +94,14 @@ def pooling(x: Array, alpha: float | None = None) -> Pooling:
     brightest = jnp.max(x).astype(jnp.float32)
     scale = 1.0 / jnp.where(brightest > 0, brightest, 1.0)
     if alpha is None:
-        maxima = row_max_table(x)
-
-        def scaled(values: Array) -> Array:
-            return values.astype(jnp.float32) * scale
-
-        return Pooling(x, jnp.maximum, scaled, lambda box: scaled(box_maximum(maxima, box)))
-    table = integral_image(x.astype(jnp.float32), alpha)
-    unit = table.unit * scale
+        return Pooling(x, jnp.maximum, jnp.max, lambda values: values.astype(jnp.float32) * scale)
+    powers, unit = channel_powers(x.astype(jnp.float32), alpha)
 
     def rooted(sums: Array) -> Array:
-        return root(sums, 1.0 / alpha) * jnp.expand_dims(unit, tuple(range(sums.ndim - 1)))
+        units = jnp.expand_dims(unit * scale, tuple(range(sums.ndim - 1)))
+        return root(sums, 1.0 / alpha) * units
 
-    # The table's first level is the powers themselves.
-    powers = table.sums[0, : x.shape[0]]
-    return Pooling(powers, jnp.add, rooted, lambda box: box_generalized_mean(table, box) * scale)
+    return Pooling(powers, jnp.add, jnp.sum, rooted)
 
 
 def cosines(vectors: Float[Array, "*m c"], query: Float[Array, "c"]) -> Float[Array, "*m"]:
