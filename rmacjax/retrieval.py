@@ -12,13 +12,13 @@ References: Tolias et al., ICLR 2016, sections 5 and 6.
 
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Float, Int, Int32, UInt8
 
 from rmacjax.descriptors import Params, Settings
 from rmacjax.expansion import average_expansion
@@ -36,6 +36,9 @@ Depth = int | Literal["all"]
 """How many of the best photos are re-ranked; "all" localises the query in every one."""
 
 MAPS_PER_BATCH = {"cpu": 16, "gpu": 128, "tpu": 128}
+
+AT_ONCE = 2
+"""Batches in work at the same time: one is read while the other computes, or each has a core."""
 
 
 @runtime_checkable
@@ -233,7 +236,9 @@ def _find_boxes(
     boxes: dict[int, np.ndarray] = {}
     box_scores: dict[int, np.ndarray] = {}
     ratio = np.float32(query.ratio)
-    for positions, maps, sizes in _map_batches(gallery, chosen):
+
+    def find(part: _Part) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        maps, sizes = _read(gallery, chosen, part)
         maps = jax.device_put(maps)
         found = _localize_batch(maps, sizes, query.mac, ratio, alpha=alpha, instances=instances)
         score, box = (np.asarray(field) for field in found)
@@ -243,10 +248,15 @@ def _find_boxes(
             )
         else:
             regions = box[:, :1]
-        described = np.asarray(_describe_boxes(maps, regions, whitening, pool=settings.pool))
-        vectors[positions] = described[: len(positions)]
-        for row, index in enumerate(chosen[positions].tolist()):
-            boxes[index], box_scores[index] = box[row], score[row]
+        described = _describe_boxes(maps, regions, whitening, pool=settings.pool)
+        return score, box, np.asarray(described)
+
+    parts = _parts(gallery, chosen)
+    with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="localize") as pool:
+        for part, (score, box, described) in zip(parts, pool.map(find, parts), strict=True):
+            vectors[part.positions] = described[: len(part.positions)]
+            for row, index in enumerate(chosen[part.positions].tolist()):
+                boxes[index], box_scores[index] = box[row], score[row]
     return vectors, boxes, box_scores
 
 
@@ -283,44 +293,42 @@ def map_side(side: int) -> int:
     return -(-side // 32) * 32
 
 
-def _map_batches(
-    gallery: Gallery, chosen: Int[np.ndarray, " k"]
-) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Read the chosen maps in padded batches of like size, one batch ahead of the device.
+class _Part(NamedTuple):
+    """Maps of like size that are read and localised together.
 
-    Yields:
-        Positions in `chosen` (m,), levels (n, h, w, c) with n >= m fixed, and valid sizes (n, 2).
+    Attributes:
+        positions: (m,) where they are among the chosen.
+        shape: (n, h, w) of the padded batch; n >= m is fixed, so that little is compiled.
     """
+
+    positions: Int[np.ndarray, " m"]
+    shape: tuple[int, int, int]
+
+
+def _parts(gallery: Gallery, chosen: Int[np.ndarray, " k"]) -> list[_Part]:
+    """The chosen images, sorted into batches by padded size."""
     length = MAPS_PER_BATCH.get(jax.default_backend(), MAPS_PER_BATCH["cpu"])
     padded: dict[tuple[int, int], list[int]] = {}
     for position, (h, w) in enumerate(gallery.map_sizes[chosen].tolist()):
         padded.setdefault((map_side(h), map_side(w)), []).append(position)
-    parts = [
-        (shape, positions[start : start + length])
+    return [
+        _Part(np.asarray(positions[start : start + length]), (length, *shape))
         for shape, positions in padded.items()
         for start in range(0, len(positions), length)
     ]
 
-    def read(
-        part: tuple[tuple[int, int], list[int]],
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        shape, positions = part
-        levels = gallery.read_levels(chosen[positions].tolist())
-        maps = np.zeros((length, *shape, levels[0].shape[-1]), np.uint8)
-        sizes = np.ones((length, 2), np.int32)
-        for row, level in enumerate(levels):
-            maps[row, : level.shape[0], : level.shape[1]] = level
-            sizes[row] = level.shape[:2]
-        return np.asarray(positions), maps, sizes
 
-    with ThreadPoolExecutor(1, thread_name_prefix="read-maps") as pool:
-        ahead: Future[tuple[np.ndarray, np.ndarray, np.ndarray]] | None = None
-        for part in parts:
-            current, ahead = ahead, pool.submit(read, part)
-            if current is not None:
-                yield current.result()
-        if ahead is not None:
-            yield ahead.result()
+def _read(
+    gallery: Gallery, chosen: Int[np.ndarray, " k"], part: _Part
+) -> tuple[UInt8[np.ndarray, "n h w c"], Int32[np.ndarray, "n 2"]]:
+    """A part's maps, padded, and their valid sizes."""
+    levels = gallery.read_levels(chosen[part.positions].tolist())
+    maps = np.zeros((*part.shape, levels[0].shape[-1]), np.uint8)
+    sizes = np.ones((part.shape[0], 2), np.int32)
+    for row, level in enumerate(levels):
+        maps[row, : level.shape[0], : level.shape[1]] = level
+        sizes[row] = level.shape[:2]
+    return maps, sizes
 
 
 @contextmanager
