@@ -11,7 +11,7 @@ import oracles
 import pytest
 
 from rmacjax.integral import quantize
-from rmacjax.localization import aml, aml_instances, localize, localize_instances
+from rmacjax.localization import aml, aml_batch, aml_instances, localize, localize_instances
 from rmacjax.localization.approximate import _aml
 from rmacjax.localization.exhaustive import _localize
 from rmacjax.pooling import mac, region_maxima
@@ -58,7 +58,9 @@ def assert_found(found, score, box, margin):
 
 
 @pytest.mark.parametrize(("kind", "alpha"), [("levels", None), ("floats", 10)])
-@pytest.mark.parametrize(("h", "w"), [(1, 1), (1, 9), (2, 6), (13, 7), (12, 17), (24, 32)])
+@pytest.mark.parametrize(
+    ("h", "w"), [(1, 1), (1, 9), (2, 6), (13, 7), (12, 17), (24, 32), (64, 64)]
+)
 def test_aml_is_the_published_search(rng, h, w, kind, alpha):
     decided = []
     for ratio in RATIOS:
@@ -383,6 +385,30 @@ def test_mapped_over_maps_it_is_the_loop(rng, search):
         assert by_ratio.box[index].tolist() == search(maps[0], query, ratio).box.tolist()
 
 
+@pytest.mark.parametrize("alpha", [None, 10])
+@pytest.mark.parametrize(("scored", "refined"), [(None, None), (2, None), (3, 4)])
+def test_a_batch_is_one_map_after_the_other(rng, alpha, scored, refined):
+    sizes = np.int32([(7, 13), (9, 6), (1, 1), (9, 13), (3, 12)])
+    maps = np.zeros((5, 9, 13, 6), np.float32)
+    for a, (h, w) in zip(maps, sizes, strict=True):
+        a[:h, :w] = activations(rng, h, w)
+    query = some_query(rng, maps[3])
+    found = aml_batch(
+        maps,
+        sizes,
+        query,
+        0.8,
+        instances=2,
+        alpha=alpha,
+        side_by_side=scored,
+        refine_side_by_side=refined,
+    )
+    for index, (a, (h, w)) in enumerate(zip(maps, sizes, strict=True)):
+        alone = aml_instances(a[:h, :w], query, 0.8, instances=2, alpha=alpha)
+        assert found.box[index].tolist() == alone.box.tolist()
+        np.testing.assert_allclose(found.score[index], alone.score, atol=1e-6)
+
+
 def test_a_thousand_ratios_are_one_compilation(rng):
     maps = np.stack([activations(rng, 6, 7) for _ in range(2)])
     query = some_query(rng, maps[0])
@@ -399,7 +425,7 @@ def test_a_thousand_ratios_are_one_compilation(rng):
         aml(maps[0], query, ratio)
         # Spelled out or left out, the defaults are the same program.
         aml(maps[0], query, ratio, alpha=10.0, size=np.int32([6, 7]), refine_steps=[3, 2, 1])
-        localize(maps[0], query, ratio, 1.0 + float(ratio))
+        localize(maps[0], query, ratio, 1.3)
     assert (_aml._cache_size(), _localize._cache_size()) == (before[0] + 1, before[1] + 1)
     traced = []
 
@@ -411,6 +437,17 @@ def test_a_thousand_ratios_are_one_compilation(rng):
     for ratio in np.linspace(0.2, 5, 1000):
         compiled(maps, query, float(ratio))
     assert len(traced) == 1
+
+
+def test_a_traced_limit_of_the_ratio_gives_what_a_fixed_one_does(rng):
+    a = activations(rng, 8, 11)
+    query = some_query(rng, a)
+    traced = jax.jit(partial(localize_instances, instances=3))
+    for ratio, most in [(0.5, 1.0), (0.5, 1.1), (1.3, 1.6), (30.0, 1.1)]:
+        fixed = localize_instances(a, query, ratio, most, instances=3)
+        found = traced(a, query, jnp.float32(ratio), jnp.float32(most))
+        assert found.box.tolist() == fixed.box.tolist()
+        np.testing.assert_allclose(found.score, fixed.score, atol=1e-6)
 
 
 def test_with_double_precision_on_it_gives_the_same(rng):

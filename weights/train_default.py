@@ -11,7 +11,8 @@ Then by searches: an outlined thing and a photo that shows it somewhere take the
 views, and one term is added that is what AML maximises. The plain maxima of the query are compared
 with those of many boxes of all photos in the batch; the better a box of the query's own photo
 overlaps the thing, the more of the target it gets. What answers at the edges of an image, where the
-padding is, answers in every query and in no box, and so is unlearned.
+padding is, answers in every query and in no box, and so is unlearned. Before that the last
+convolution is made sparse (`awake`).
 
     python weights/train_default.py --work /tmp/rmacjax-training
 
@@ -108,7 +109,7 @@ def initial_state(seed: int, start: str | None = None) -> dict:
     from rmacjax.backbones import initialize
     from rmacjax.weights import load
 
-    weights = awake(dict(load(start).weights), seed) if start else initialize(ARCHITECTURE, seed)
+    weights = dict(load(start).weights) if start else initialize(ARCHITECTURE, seed)
     c = network().channels
     moments = {"seen": jnp.zeros(()), "mean": jnp.zeros(c), "second": jnp.zeros((c, c))}
     return {"weights": weights, "optimizer": optimizer(0.0).init(weights), "moments": moments}
@@ -300,15 +301,19 @@ def train(options) -> dict:
     with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
         coming = deque()
         asked = first
-        facts = np.zeros(4)
+        facts, begun = np.zeros(4), 0
+        searched = first > 0 and batch_of(options, first / options.steps)[0].kind == "searches"
         for i in range(first, options.steps):
             while asked < min(i + 6, options.steps):
                 stage, looks = batch_of(options, progress(options, asked, started))
                 coming.append(pool.submit(make_batch, options.seed, asked, stage, looks))
                 asked += 1
             batch = in_cells(coming.popleft().result())
+            if "boxes" in batch and not searched:
+                ready = {"weights": awake(state["weights"], options.seed)}
+                state, searched, begun = initial_state(options.seed) | ready, True, i
             part = progress(options, i, started)
-            rate = options.rate * min(1.0, (i + 1) / options.warmup)
+            rate = options.rate * min(1.0, (i + 1 - begun) / options.warmup)
             rate *= 0.5 * (1 + math.cos(math.pi * part)) + 0.002
             state, now = step(state, batch, np.float32(rate))
             facts = 0.9 * facts + 0.1 * np.asarray(now)
@@ -428,9 +433,10 @@ def balanced(weights: dict, maxima: np.ndarray, quiet: float) -> dict:
 
 
 def awake(weights: dict, seed: int, levels: int = 3, quiet: float = 0.5) -> dict:
-    """Give channels of the last convolution that never answer a fresh start, and balance all.
+    """Get the last convolution ready for searches: no channel mute, all of them sparse.
 
-    Sparse channels tell boxes apart; those that answer everywhere do not.
+    Training by views leaves channels that never answer, which get a fresh start, and others that
+    answer everywhere, which tells no box from another.
     """
     from rmacjax.backbones import initialize
 
@@ -453,6 +459,19 @@ def less_color(kernel, chroma: float):
     return (gray + chroma * (per_pixel - gray)) * std
 
 
+def faithful_scale(maxima: np.ndarray) -> float:
+    """The activation scale with which region vectors keep their direction best in four bits."""
+    from rmacjax.integral import quantize
+
+    def fidelity(scale: float) -> float:
+        levels = np.asarray(quantize(maxima, scale), np.float32)
+        lengths = np.linalg.norm(levels, axis=1) * np.linalg.norm(maxima, axis=1)
+        return float(np.mean((levels * maxima).sum(1) / np.maximum(lengths, 1e-12)))
+
+    loud = float(np.mean(maxima[maxima > 0]))
+    return max((2 ** (k / 4) / loud for k in range(8, 33)), key=fidelity)
+
+
 def finish(options, trained: dict) -> Path:
     """Balance the channels, learn the whitening and the scale, and write the file that ships."""
     import jax.numpy as jnp
@@ -460,17 +479,17 @@ def finish(options, trained: dict) -> Path:
     from rmacjax import weights
     from rmacjax.descriptors import Params
     from rmacjax.normalization import l2_normalize
-    from rmacjax.weights.calibration import measure_activation_scale
     from rmacjax.whitening import fit_pca_whitening
 
     trained = {**trained, "conv1.kernel": less_color(trained["conv1.kernel"], options.chroma)}
     photos = [photo_of(options.seed, i) for i in range(options.photos)]
     maxima = region_maxima_of(trained, photos, options.levels)
-    trained = balanced(trained, maxima, options.quiet)
+    if options.quiet is not None:
+        trained = balanced(trained, maxima, options.quiet)
     kept = {n: jnp.asarray(v, jnp.float16).astype(jnp.float32) for n, v in trained.items()}
     maxima = region_maxima_of(kept, photos, options.levels)
     whitening = fit_pca_whitening(np.asarray(l2_normalize(jnp.asarray(maxima))))
-    scale = options.activation_scale or measure_activation_scale(network(), kept)
+    scale = options.activation_scale or faithful_scale(maxima[::7])
     params = Params(replace(network(), activation_scale=scale), kept, whitening)
     return weights.save(
         options.work / "default.safetensors",
@@ -488,13 +507,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     add = parser.add_argument
     add("--work", type=Path, required=True, help="folder for checkpoints and the result")
-    add("--steps", type=int, default=2200)
+    add("--steps", type=int, default=6000)
     add("--minutes", type=float, default=0.0, help="end, annealed, by then at the latest")
     add("--seed", type=int, default=0)
     add(
         "--stages",
         type=stages_of,
-        default="0:views:96:96,0.3:views:128:64,0.55:searches:192:32",
+        default="0:views:96:96,0.15:views:128:64,0.35:searches:192:32,0.5:searches:256:24",
         help="part of the run : views or searches : side in pixels : pairs per step, ...",
     )
     add("--rate", type=float, default=8e-4)
@@ -503,19 +522,22 @@ def main() -> None:
     add("--temperature", type=float, default=0.1)
     add("--plain", type=float, default=0.2, help="weight of the views' loss without whitening")
     add("--boxes", type=float, default=1.0, help="weight of the loss over boxes in searches")
-    add("--box-temperature", type=float, default=0.07)
+    add("--box-temperature", type=float, default=0.05)
     add(
         "--start",
-        help="weights to start from, a file or a name, instead of random ones; channels that they "
-        "never use start afresh",
+        help="weights to start from, a file or a name, instead of random ones",
     )
     add("--levels", type=int, default=3, help="of the region grid")
     add("--strength", type=float, default=0.8, help="of the camera's changes")
-    add("--quiet", type=float, default=0.0, help="share of regions in which a channel is silent")
-    add("--gray", type=float, default=0.15, help="how often a view loses its colours")
+    add(
+        "--quiet",
+        type=float,
+        help="in the end make channels equally loud, and silent in this share of regions",
+    )
+    add("--gray", type=float, default=0.4, help="how often a view loses its colours")
     add("--reach", type=float, nargs=2, default=(0.45, 1.5), help="of views, in scenes' sides")
     add("--relatives", type=int, default=4, help="scenes that share colours and textures")
-    add("--chroma", type=float, default=0.4, help="share of the color that the result still sees")
+    add("--chroma", type=float, default=1.0, help="share of the color that the result still sees")
     add("--photos", type=int, default=490, help="generated photos that the whitening sees")
     add("--activation-scale", type=float, default=0.0, help="0: measured")
     add("--finish-only", action="store_true", help="only whiten and write what was trained before")

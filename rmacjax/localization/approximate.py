@@ -11,14 +11,12 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Int, Num
 
 from rmacjax.localization.boxes import (
-    RATIO_TOLERANCE,
     Localization,
     apart,
     on_map,
     whole_map,
-    within_ratio,
 )
-from rmacjax.localization.growth import grow, intervals, strips
+from rmacjax.localization.grid import Grid, score_grid
 from rmacjax.localization.scoring import (
     MISSING,
     SCORE_RESOLUTION,
@@ -32,8 +30,8 @@ from rmacjax.localization.scoring import (
     clean,
     cosines,
     pooling,
+    unit_query,
 )
-from rmacjax.normalization import l2_normalize
 
 SHORTEST = 2
 """Least height and width of the published candidates, cells."""
@@ -195,15 +193,15 @@ def aml_batch(
     def inputs_of(a1: Array, size: Array) -> Inputs:
         return check_inputs(a1, query, ratio, size)
 
-    def score_grid(item: tuple[Array, Array]) -> _Candidates:
+    def candidates_of(item: tuple[Array, Array]) -> Grid:
         return _candidates(inputs_of(*item), plan)
 
-    def refine(item: tuple[_Candidates, tuple[Array, Array]]) -> Localization:
+    def refine(item: tuple[Grid, tuple[Array, Array]]) -> Localization:
         return _find(inputs_of(*item[1]), as_float(overlap), item[0], plan)
 
     both = (jnp.asarray(maps), jnp.asarray(sizes))
     many = len(maps) if side_by_side is None else side_by_side
-    candidates = jax.lax.map(score_grid, both, batch_size=many)
+    candidates = jax.lax.map(candidates_of, both, batch_size=many)
     return jax.lax.map(refine, (candidates, both), batch_size=refine_side_by_side)
 
 
@@ -252,13 +250,22 @@ def _aml(inputs: Inputs, overlap: Array, plan: _Plan) -> Localization:
     return _find(inputs, overlap, _candidates(inputs, plan), plan)
 
 
-def _unit_query(inputs: Inputs) -> Array:
-    return l2_normalize(clean(inputs.query.astype(jnp.float32)))
+def _candidates(inputs: Inputs, plan: _Plan) -> Grid:
+    pooled = pooling(clean(inputs.a1), plan.alpha)
+    return score_grid(
+        pooled,
+        unit_query(inputs),
+        inputs.ratio,
+        inputs.size,
+        shortest=SHORTEST,
+        step=plan.step,
+        max_ratio=plan.max_ratio,
+    )
 
 
-def _find(inputs: Inputs, overlap: Array, candidates: "_Candidates", plan: _Plan) -> Localization:
+def _find(inputs: Inputs, overlap: Array, candidates: Grid, plan: _Plan) -> Localization:
     """Instance by instance, the best free candidate, refined."""
-    size, query = inputs.size, _unit_query(inputs)
+    size, query = inputs.size, unit_query(inputs)
     pooled = pooling(clean(inputs.a1), plan.alpha)
 
     def find(earlier: Array, number: Array) -> tuple[Array, tuple[Array, Array]]:
@@ -279,88 +286,7 @@ def _find(inputs: Inputs, overlap: Array, candidates: "_Candidates", plan: _Plan
     return Localization(scores, boxes)
 
 
-class _Candidates(NamedTuple):
-    """The grid's boxes: (m,) scores, -1 where not allowed; (m, 4) boxes; (m,) published order."""
-
-    scores: Array
-    boxes: Array
-    order: Array
-
-
-def _candidates(inputs: Inputs, plan: _Plan) -> _Candidates:
-    """Score the grid, from height to height; of each height only the widths of the right shape.
-
-    Row intervals of one height lie in a band, which grows downward by `step` cells at a time. What
-    widths are right depends on the ratio, which is traced, so one small program per first width is
-    compiled and the one that is asked for runs.
-    """
-    ratio, step, max_ratio = inputs.ratio, plan.step, plan.max_ratio
-    query, pooled = _unit_query(inputs), pooling(clean(inputs.a1), plan.alpha)
-    h, w, _ = pooled.cells.shape
-    tops, bottoms = intervals(h, SHORTEST, step)
-    lefts, rights = intervals(w, SHORTEST, step)
-    if tops.size == 0 or lefts.size == 0:
-        nothing = jnp.zeros((1, 4), jnp.int32)
-        return _Candidates(jnp.full(1, MISSING), nothing, nothing[:, 0])
-    heights, widths = np.unique(bottoms - tops), np.unique(rights - lefts)
-    combine = pooled.combine
-    rows = strips(pooled.cells, 0, combine, shortest=SHORTEST, step=step)
-    cells = strips(rows, 1, combine, shortest=SHORTEST, step=step)
-
-    if ratio is None:
-        groups = [np.arange(widths.size)]
-        shapely = jnp.ones((heights.size, widths.size), bool)
-    else:
-        longest = widths * (max_ratio**2 * (1 + 4 * RATIO_TOLERANCE))
-        ends = np.searchsorted(widths, longest, side="right")
-        groups = [np.arange(first, end) for first, end in enumerate(ends)]
-        shapes = heights[:, None] / widths[None, :]
-        shapely = within_ratio(shapes, ratio, as_float(max_ratio))
-    kept = max(int(np.sum(widths.size - group)) for group in groups)
-
-    def score_widths(band: Array, group: np.ndarray) -> Array:
-        """Scores (tops, kept) of a band's boxes of these widths."""
-        grown = grow(band, 1, combine)[group[0] : group[-1] + 1]
-        scores = cosines(pooled.vectors(jnp.concatenate(grown, axis=1)), query)
-        return jnp.pad(scores, ((0, 0), (0, kept - scores.shape[1])), constant_values=MISSING)
-
-    programs = [partial(score_widths, group=group) for group in groups]
-    chosen = jnp.argmax(shapely, axis=1).astype(jnp.int32) if len(groups) > 1 else None
-    more = jnp.pad(cells[heights.size :], ((0, heights.size + 1), (0, 0), (0, 0)))
-
-    def of_height(band: Array, item: tuple[Array, Array | None]) -> tuple[Array, Array]:
-        number, group = item
-        scores = programs[0](band) if group is None else jax.lax.switch(group, programs, band)
-        below = jax.lax.dynamic_slice_in_dim(more, number, heights.size, axis=0)
-        return combine(band, below), scores
-
-    numbers = jnp.arange(heights.size, dtype=jnp.int32)
-    _, scores = jax.lax.scan(of_height, cells[: heights.size], (numbers, chosen))
-
-    # Which box each score belongs to: height, top, and place among the columns of its group.
-    columns = np.full((len(groups), kept, 2), -1, np.int32)
-    for group, row in zip(groups, columns, strict=True):
-        pairs = [(left, width) for width in group for left in range(widths.size - width)]
-        row[: len(pairs)] = pairs
-    left, width = (
-        jnp.asarray(columns)[jnp.zeros_like(numbers) if chosen is None else chosen][:, None, :, i]
-        for i in range(2)
-    )
-    top, height = numbers[None, :, None], numbers[:, None, None]
-    edges = (
-        step * top,
-        step * left,
-        step * (top + height) + SHORTEST,
-        step * (left + width) + SHORTEST,
-    )
-    boxes = jnp.stack(jnp.broadcast_arrays(*edges), axis=-1).reshape(-1, 4)
-    fitting = shapely[height, jnp.maximum(width, 0)] & (width >= 0)
-    allowed = jnp.broadcast_to(fitting, scores.shape).reshape(-1) & on_map(boxes, inputs.size)
-    order = ((top * heights.size + height) * widths.size + left) * widths.size + width
-    return _Candidates(jnp.where(allowed, scores.reshape(-1), MISSING), boxes, order.reshape(-1))
-
-
-def _first_best(candidates: _Candidates, free: Array) -> tuple[Array, Array]:
+def _first_best(candidates: Grid, free: Array) -> tuple[Array, Array]:
     """The best candidate that is free, the first in the published order, and whether there is."""
     scores = jnp.where(free, candidates.scores, MISSING)
     best = jnp.max(scores)

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Int, Num
 
 from rmacjax.localization.boxes import Edges, Localization, overlapping, whole_map, within_ratio
+from rmacjax.localization.grid import score_grid
 from rmacjax.localization.growth import grow, intervals, strips
 from rmacjax.localization.scoring import (
     MISSING,
@@ -21,8 +22,8 @@ from rmacjax.localization.scoring import (
     clean,
     cosines,
     pooling,
+    unit_query,
 )
-from rmacjax.normalization import l2_normalize
 
 
 def localize(
@@ -44,7 +45,8 @@ def localize(
         query: the query's pooled vector (its plain MAC), of any length; NaN counts as 0.
         ratio: height / width of the query's box in pixels. May be traced.
         max_ratio: only boxes with ``|log(ratio / (height / width))| <= log(max_ratio)`` count; None
-            sets no limit, whatever the ratio. May be traced.
+            sets no limit, whatever the ratio. May be traced; a plain number is faster, because
+            boxes beyond it are then not scored at all.
         size: valid (h, w) of a map that is padded at the bottom and the right; no box leaves it.
             May be traced.
 
@@ -104,33 +106,39 @@ def localize_instances(
         inputs = inputs._replace(ratio=None)
     elif ratio is None:
         raise ValueError("max_ratio was given without a ratio; give the query's height / width.")
-    most = None if max_ratio is None else as_float(max_ratio)
-    return _localize(inputs, most, as_float(overlap), instances=int(instances))
+    if max_ratio is None or isinstance(max_ratio, jax.core.Tracer):
+        limit, most = None, None if max_ratio is None else as_float(max_ratio)
+    else:
+        limit, most = float(np.asarray(max_ratio)), None
+    return _localize(inputs, most, as_float(overlap), instances=int(instances), limit=limit)
 
 
-@partial(jax.jit, static_argnames=("instances",))
+@partial(jax.jit, static_argnames=("instances", "limit"))
 def _localize(
-    inputs: Inputs, max_ratio: Array | None, overlap: Array, *, instances: int
+    inputs: Inputs, max_ratio: Array | None, overlap: Array, *, instances: int, limit: float | None
 ) -> Localization:
-    size, query = inputs.size, l2_normalize(clean(inputs.query.astype(jnp.float32)))
+    """With `limit`, a `max_ratio` known when compiling, boxes beyond it are not scored at all."""
+    size, query = inputs.size, unit_query(inputs)
     pooled = pooling(clean(inputs.a1))
-    scores, boxes = _all_boxes(pooled, query)
-    allowed = (boxes.bottom <= size[0]) & (boxes.right <= size[1])
-    if inputs.ratio is not None and max_ratio is not None:
-        heights, widths = boxes.bottom - boxes.top, boxes.right - boxes.left
-        shapes = heights.astype(jnp.float32) / widths.astype(jnp.float32)
-        allowed &= within_ratio(shapes, inputs.ratio, max_ratio)
+    if inputs.ratio is not None and limit is not None:
+        grid = score_grid(pooled, query, inputs.ratio, size, shortest=1, step=1, max_ratio=limit)
+        scores, boxes = grid.scores, Edges(*grid.boxes.T)
+    else:
+        scores, boxes = _all_boxes(pooled, query)
+        allowed = (boxes.bottom <= size[0]) & (boxes.right <= size[1])
+        if inputs.ratio is not None and max_ratio is not None:
+            heights, widths = boxes.bottom - boxes.top, boxes.right - boxes.left
+            shapes = heights.astype(jnp.float32) / widths.astype(jnp.float32)
+            allowed &= within_ratio(shapes, inputs.ratio, max_ratio)
+        scores = jnp.where(allowed, scores, MISSING)
 
     def find(scores: Array, number: Array) -> tuple[Array, tuple[Array, Array]]:
         best = jnp.max(scores)
         tied = scores >= best - SCORE_RESOLUTION
-        for key in (boxes.area, boxes.top, boxes.left):
+        # Of the same area, top and left the one that ends highest up is the widest.
+        for key in (boxes.area, boxes.top, boxes.left, boxes.bottom):
             tied &= key == jnp.min(jnp.where(tied, key, jnp.iinfo(jnp.int32).max))
-        # Of what is left the first, which ends highest up, is the widest.
-        row, column = jnp.unravel_index(jnp.argmax(tied), tied.shape)
-        box = jnp.stack(
-            [boxes.top[row, 0], boxes.left[0, column], boxes.bottom[row, 0], boxes.right[0, column]]
-        )
+        box = jnp.stack([jnp.max(jnp.where(tied, edge, 0)) for edge in boxes])
         exists = best > MISSING
         box = jnp.where(exists, box, jnp.where(number == 0, whole_map(size), 0))
         # Scored once more, so that it is the number that `aml` gives for this box.
@@ -138,9 +146,7 @@ def _localize(
         scores = jnp.where(overlapping(boxes, Edges(*box), overlap), MISSING, scores)
         return scores, (jnp.where(exists | (number == 0), score, MISSING), box)
 
-    _, (best, found) = jax.lax.scan(
-        find, jnp.where(allowed, scores, MISSING), jnp.arange(instances, dtype=jnp.int32)
-    )
+    _, (best, found) = jax.lax.scan(find, scores, jnp.arange(instances, dtype=jnp.int32))
     return Localization(best, found)
 
 

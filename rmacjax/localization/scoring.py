@@ -11,6 +11,7 @@ from jaxtyping import Array, ArrayLike, Float
 
 from rmacjax.integral import channel_powers, check_map, root
 from rmacjax.localization.growth import Combine
+from rmacjax.normalization import l2_normalize
 
 SCORE_RESOLUTION = 2.0**-21
 """Cosines closer than this (4.8e-7) are equal: a few roundings of a float32 sum over channels."""
@@ -125,6 +126,11 @@ class Inputs(NamedTuple):
     query: Array
     size: Array
     ratio: Array | None
+
+
+def unit_query(inputs: Inputs) -> Float[Array, "c"]:
+    """The query's vector at length 1, in float32."""
+    return l2_normalize(clean(inputs.query.astype(jnp.float32)))
 
 
 def check_inputs(

@@ -45,7 +45,8 @@ def _quad(
     angle = rng.normal(0, 0.1) if rng.random() < 0.85 else rng.normal(0, 0.4)
     cos, sin = np.cos(angle), np.sin(angle)
     corners = corners @ np.array([[cos, sin], [-sin, cos]])
-    room = np.maximum(np.array([width, height]) / 2 - np.abs(corners).max(0), 0)
+    # What is larger than the photo reaches out of it, but still covers it along that side.
+    room = np.abs(np.array([width, height]) / 2 - np.abs(corners).max(0))
     return corners + np.array([width, height]) / 2 + rng.uniform(-1, 1, 2) * room
 
 
@@ -118,7 +119,7 @@ def search_batch(
         seen, _ = sample(scene, homography(frame, by_hand), query_size)
         queries[i] = photograph(rng, seen, strength=0.5 * strength, gray=gray)
 
-        share = float(np.exp(rng.uniform(np.log(0.3), np.log(0.95))))
+        share = float(np.exp(rng.uniform(np.log(0.3), np.log(1.2))))
         quad = _quad(rng, photo_size, aspect, share)
         cut = rng.random() < 0.5
         if cut:
