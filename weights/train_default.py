@@ -33,13 +33,11 @@ import os
 import time
 from collections import deque
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-ARCHITECTURE = "alexnet"
 PAIR = ("first", "second")
 
 
@@ -86,6 +84,8 @@ def make_batch(seed: int, step: int, stage: Stage, looks: dict) -> dict[str, np.
 
 def in_cells(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The batch with its boxes, where it has any, in cells of the photos' maps."""
+    from default_losses import network
+
     from rmacjax.backbones import map_size
     from rmacjax.regions import px_to_cells
 
@@ -95,16 +95,10 @@ def in_cells(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return batch | {"boxes": px_to_cells(batch["boxes"], map_size(network(), *size), size)}
 
 
-def network():
-    """The static facts of the network that is trained."""
-    from rmacjax.backbones import TORCHVISION_CONVENTION, Network
-
-    return Network(ARCHITECTURE, last_pool=False, convention=TORCHVISION_CONVENTION, name="default")
-
-
 def initial_state(seed: int, start: str | None = None) -> dict:
     """Weights, Adam's moments, and the running moments of region vectors."""
     import jax.numpy as jnp
+    from default_losses import ARCHITECTURE, network
 
     from rmacjax.backbones import initialize
     from rmacjax.weights import load
@@ -129,102 +123,9 @@ def optimizer(decay: float):
     )
 
 
-def region_vectors(maps, levels: int):
-    """Unit vectors of every map's regions, (n, r, c); the grid is static, so slices will do."""
-    import jax.numpy as jnp
-
-    from rmacjax.normalization import l2_normalize
-    from rmacjax.regions import rmac_regions
-
-    grid = rmac_regions(maps.shape[1], maps.shape[2], levels).tolist()
-    return l2_normalize(jnp.stack([maps[:, t:b, le:r].max((1, 2)) for t, le, b, r in grid], 1))
-
-
-def box_vectors(maps, cells):
-    """Unit vectors of the plain maxima of each map's own boxes, (n, k, c)."""
-    import jax
-    import jax.numpy as jnp
-
-    from rmacjax.normalization import l2_normalize
-
-    rows = jnp.arange(maps.shape[1])[None, :, None]
-    columns = jnp.arange(maps.shape[2])[None, None, :]
-
-    @jax.checkpoint
-    def maxima(box):
-        top, left, bottom, right = (box[:, i, None, None] for i in range(4))
-        inside = (rows >= top) & (rows < bottom) & (columns >= left) & (columns < right)
-        return jnp.where(inside[..., None], maps, 0).max((1, 2))
-
-    return l2_normalize(jax.lax.map(maxima, cells.swapaxes(0, 1)).swapaxes(0, 1))
-
-
-def follow(moments: dict, regions: list) -> dict:
-    """Running mean and second moment of region vectors; the last 20 batches count most."""
-    import jax.numpy as jnp
-
-    rows = jnp.concatenate([some.reshape(-1, some.shape[-1]) for some in regions])
-    share = jnp.maximum(0.05, 1 / (moments["seen"] + 1))
-    now = {"mean": rows.mean(0), "second": rows.T @ rows / rows.shape[0]}
-    followed = {name: moments[name] + share * (now[name] - moments[name]) for name in now}
-    return {"seen": moments["seen"] + 1, **followed}
-
-
-def whitened(moments: dict, regions, ridge: float = 0.02):
-    """Whiten region vectors by the Cholesky factor of their running covariance."""
-    import jax.numpy as jnp
-    from jax.scipy.linalg import solve_triangular
-
-    mean = moments["mean"]
-    covariance = moments["second"] - mean[:, None] * mean[None, :]
-    identity = jnp.eye(mean.shape[0])
-    factor = jnp.linalg.cholesky(covariance + ridge * jnp.trace(covariance) / len(mean) * identity)
-    projection = solve_triangular(factor, identity, lower=True)
-    return (regions - mean[None, None, :]) @ projection.T
-
-
-def contrast(first, second, temperature: float):
-    """InfoNCE over 2 n views: each row's partner against all other rows."""
-    import jax
-    import jax.numpy as jnp
-
-    rows = jnp.concatenate([first, second])
-    n = first.shape[0]
-    similarity = rows @ rows.T / temperature
-    similarity = jnp.where(jnp.eye(2 * n, dtype=bool), -1e9, similarity)
-    partner = jnp.roll(jnp.arange(2 * n), n)
-    right = similarity[jnp.arange(2 * n), partner]
-    loss = (jax.nn.logsumexp(similarity, axis=1) - right).mean()
-    return loss, (similarity.argmax(1) == partner).mean()
-
-
-def placed(queries, boxes, overlaps, temperature: float, sharpness: float = 0.1):
-    """Each query against every box of every photo; its own photo's boxes share the target.
-
-    Args:
-        queries: (n, c) unit vectors.
-        boxes: (n, k, c) unit vectors.
-        overlaps: (n, k), of the boxes with what the query of the same number outlines.
-        temperature: of the cosines.
-        sharpness: of the target: a box that overlaps by this much less gets 1 / e of the share.
-
-    Returns:
-        The cross entropy, and the mean overlap of the own photo's best box.
-    """
-    import jax
-    import jax.numpy as jnp
-
-    cosines = jnp.einsum("nc,mkc->nmk", queries, boxes)
-    n, _, k = cosines.shape
-    log_share = jax.nn.log_softmax(cosines.reshape(n, -1) / temperature).reshape(n, n, k)
-    mine = jnp.arange(n)
-    loss = -(jax.nn.softmax(overlaps / sharpness) * log_share[mine, mine]).sum(1).mean()
-    best = cosines[mine, mine].argmax(1)
-    return loss, overlaps[mine, best].mean()
-
-
 def make_step(options):
     """One step of training: pure, compiled once per kind and image size."""
+    import default_losses as losses
     import jax
     import jax.numpy as jnp
 
@@ -234,19 +135,19 @@ def make_step(options):
     rule = optimizer(options.decay)
 
     def loss_of(weights, moments, batch):
-        first, second = (forward(network(), weights, batch[name])[0] for name in PAIR)
-        regions = [region_vectors(maps, options.levels) for maps in (first, second)]
-        moments = jax.lax.stop_gradient(follow(moments, regions))
+        first, second = (forward(losses.network(), weights, batch[name])[0] for name in PAIR)
+        regions = [losses.region_vectors(maps, options.levels) for maps in (first, second)]
+        moments = jax.lax.stop_gradient(losses.follow(moments, regions))
         plain = [l2_normalize(r.sum(1)) for r in regions]
-        white = [l2_normalize(l2_normalize(whitened(moments, r)).sum(1)) for r in regions]
-        loss, found = contrast(*white, options.temperature)
+        white = [l2_normalize(l2_normalize(losses.whitened(moments, r)).sum(1)) for r in regions]
+        loss, found = losses.contrast(*white, options.temperature)
         if "boxes" in batch:
             query = l2_normalize(first.max((1, 2)))
-            boxes = box_vectors(second, batch["boxes"])
-            other, fact = placed(query, boxes, batch["overlaps"], options.box_temperature)
+            boxes = losses.box_vectors(second, batch["boxes"])
+            other, fact = losses.placed(query, boxes, batch["overlaps"], options.box_temperature)
             total = loss + options.boxes * other
         else:
-            other, fact = contrast(*plain, options.temperature)
+            other, fact = losses.contrast(*plain, options.temperature)
             total = loss + options.plain * other
         return total, (moments, jnp.stack([loss, found, other, fact]))
 
@@ -288,6 +189,7 @@ def load_checkpoint(path: Path, state: dict) -> tuple[dict, int]:
 def train(options) -> dict:
     """Run the whole training; returns the trained weights."""
     import jax
+    from default_finish import awake
 
     options.work.mkdir(parents=True, exist_ok=True)
     checkpoint = options.work / "checkpoint.npz"
@@ -363,145 +265,6 @@ def stages_of(text: str) -> list[Stage]:
     return stages
 
 
-def photo_of(seed: int, number: int) -> np.ndarray:
-    """A generated photo to learn loudness and whitening on, none of which was trained on.
-
-    Seven kinds take turns: sharp and soft, coarse and fine, abstract and with things in places. No
-    kind alone has the statistics of photos, and what is learned on one of them transfers less well.
-    """
-    from rmacjax import scenes
-
-    rng = np.random.default_rng([seed, 999, number])
-    kind, size = number % 7, (384, 512)
-    if kind <= 1:
-        reach, strength = ((0.3, 1.1), 0.8) if kind == 0 else ((0.15, 0.6), 0.5)
-        views, _ = scenes.training_batch(rng, 2, 320, strength=strength, gray=0.3, reach=reach)
-        return views[0]
-    if kind == 2:
-        one, other = (scenes.power_noise(rng, 512, rng.uniform(0.9, 1.6)) for _ in range(2))
-        tints = rng.normal([[1], [0]], 0.3, (2, 3))
-        pixels = one[:384, :, None] * tints[0] + other[:384, :, None] * tints[1]
-        return np.clip(120 + rng.uniform(25, 60) * pixels, 0, 255).astype(np.uint8)
-    if kind == 3:
-        image = scenes.render_collection(int(rng.integers(2**31)), 1, 2, 0, size).images[1]
-    else:
-        few, many, smallest, largest = ((20, 90, 0.05, 0.9), (150, 600, 0.01, 0.5))[kind > 4]
-        image = scenes.render_scene(
-            rng,
-            size,
-            leaves=int(np.exp(rng.uniform(np.log(few), np.log(many)))),
-            smallest=smallest,
-            largest=largest,
-            tilt=float(rng.choice([0.03, 0.2, 1.0])),
-            contrast=float(rng.uniform(0.3, 1.3)),
-        )
-    soft = scenes.blur(image.astype(np.float32), 2 if kind == 6 else 0)
-    return scenes.photograph(rng, soft, strength=0.5)
-
-
-def region_maxima_of(weights: dict, photos, levels: int) -> np.ndarray:
-    """Maxima of all photos' regions, (n r, c), as the network gives them."""
-    import jax
-
-    from rmacjax.backbones import forward
-    from rmacjax.pooling import region_maxima
-    from rmacjax.regions import rmac_regions
-
-    @jax.jit
-    def maxima(photo):
-        maps, _ = forward(network(), weights, photo[None])
-        return region_maxima(maps[0], rmac_regions(maps.shape[1], maps.shape[2], levels))
-
-    return np.concatenate([np.asarray(maxima(photo)) for photo in photos])
-
-
-def balanced(weights: dict, maxima: np.ndarray, quiet: float) -> dict:
-    """Make the channels equally loud and sparse, by changing the last convolution alone.
-
-    Localization compares plain maxima, which no whitening has made comparable. From each channel
-    the `quiet` quantile of its region maxima is subtracted before the ReLU, and what is left is
-    divided by its root mean square: ``relu((x - t) / s)``. That is a convolution with other
-    numbers, and it commutes with every maximum.
-    """
-    threshold = np.quantile(maxima, quiet, axis=0) if quiet > 0 else np.zeros(maxima.shape[1])
-    loud = np.sqrt(np.mean(np.maximum(maxima - threshold, 0) ** 2, axis=0))
-    speaks = loud > 1e-6 * loud.max()
-    factor = np.where(speaks, np.median(loud[speaks]) / np.where(speaks, loud, 1), 0)
-    kernel, bias = (np.asarray(weights[f"conv5.{part}"], np.float64) for part in ("kernel", "bias"))
-    changed = {"conv5.kernel": kernel * factor, "conv5.bias": (bias - threshold) * factor}
-    return weights | {name: value.astype(np.float32) for name, value in changed.items()}
-
-
-def awake(weights: dict, seed: int, levels: int = 3, quiet: float = 0.5) -> dict:
-    """Get the last convolution ready for searches: no channel mute, all of them sparse.
-
-    Training by views leaves channels that never answer, which get a fresh start, and others that
-    answer everywhere, which tells no box from another.
-    """
-    from rmacjax.backbones import initialize
-
-    photos = [photo_of(seed + 1, i) for i in range(140)]
-    mute = region_maxima_of(weights, photos, levels).max(0) <= 0
-    fresh = initialize(ARCHITECTURE, seed + 1)
-    changed = {
-        f"conv5.{part}": np.where(mute, fresh[f"conv5.{part}"], weights[f"conv5.{part}"])
-        for part in ("kernel", "bias")
-    }
-    weights = weights | changed
-    return balanced(weights, region_maxima_of(weights, photos, levels), quiet)
-
-
-def less_color(kernel, chroma: float):
-    """Let the first layer see only this share of what differs between the color channels."""
-    std = np.asarray(network().convention.std, np.float32)[None, None, :, None]
-    per_pixel = kernel / std
-    gray = per_pixel.mean(2, keepdims=True)
-    return (gray + chroma * (per_pixel - gray)) * std
-
-
-def faithful_scale(maxima: np.ndarray) -> float:
-    """The activation scale with which region vectors keep their direction best in four bits."""
-    from rmacjax.integral import quantize
-
-    def fidelity(scale: float) -> float:
-        levels = np.asarray(quantize(maxima, scale), np.float32)
-        lengths = np.linalg.norm(levels, axis=1) * np.linalg.norm(maxima, axis=1)
-        return float(np.mean((levels * maxima).sum(1) / np.maximum(lengths, 1e-12)))
-
-    loud = float(np.mean(maxima[maxima > 0]))
-    return max((2 ** (k / 4) / loud for k in range(8, 33)), key=fidelity)
-
-
-def finish(options, trained: dict) -> Path:
-    """Balance the channels, learn the whitening and the scale, and write the file that ships."""
-    import jax.numpy as jnp
-
-    from rmacjax import weights
-    from rmacjax.descriptors import Params
-    from rmacjax.normalization import l2_normalize
-    from rmacjax.whitening import fit_pca_whitening
-
-    trained = {**trained, "conv1.kernel": less_color(trained["conv1.kernel"], options.chroma)}
-    photos = [photo_of(options.seed, i) for i in range(options.photos)]
-    maxima = region_maxima_of(trained, photos, options.levels)
-    if options.quiet is not None:
-        trained = balanced(trained, maxima, options.quiet)
-    kept = {n: jnp.asarray(v, jnp.float16).astype(jnp.float32) for n, v in trained.items()}
-    maxima = region_maxima_of(kept, photos, options.levels)
-    whitening = fit_pca_whitening(np.asarray(l2_normalize(jnp.asarray(maxima))))
-    scale = options.activation_scale or faithful_scale(maxima[::7])
-    params = Params(replace(network(), activation_scale=scale), kept, whitening)
-    return weights.save(
-        options.work / "default.safetensors",
-        params,
-        dtype="float16",
-        origin=f"trained from scratch on generated images, seed {options.seed}",
-        licence="Apache-2.0",
-        made_by="weights/train_default.py",
-        whitening_origin=f"regions of {options.photos} generated photos, {options.levels} levels",
-    )
-
-
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -542,6 +305,8 @@ def main() -> None:
     add("--activation-scale", type=float, default=0.0, help="0: measured")
     add("--finish-only", action="store_true", help="only whiten and write what was trained before")
     options = parser.parse_args()
+    from default_finish import finish
+
     result = options.work / "trained.npz"
     if not options.finish_only:
         np.savez(result, **train(options))
