@@ -83,7 +83,8 @@ class Described(NamedTuple):
 
     Attributes:
         descriptors: (n, d) float32, unit rows.
-        queries: (n, c) float32, the plain l2-normalized MAC that localization compares with.
+        queries: (n, c) float32, the plain l2-normalized MAC that localization compares with. It is
+            that of the quantised map, because quantised maps are what it is compared with.
         levels: (n, h, w, c) uint8, the activation maps quantised to 0..8 as they are stored.
         sizes: (n, 2) int32, valid cells of each map.
     """
@@ -168,8 +169,8 @@ def describe_batch(
     """
     maps, cells = forward(params.network, params.weights, images, sizes)
     descriptors = jax.vmap(lambda a, r: pool_map(a, r, params.whitening, pool=pool))(maps, regions)
-    queries = l2_normalize(jax.vmap(mac)(maps))
     levels = quantize(maps, params.network.activation_scale)
+    queries = l2_normalize(jnp.max(levels, axis=(1, 2)).astype(jnp.float32))
     return Described(descriptors, queries, levels, cells)
 
 

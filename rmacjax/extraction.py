@@ -47,7 +47,8 @@ class Extracted(NamedTuple):
         height_px: height of the original, after EXIF orientation.
         width_px: width of the original.
         descriptor: (d,) float32, unit.
-        query: (c,) float32, unit: the plain MAC that localization compares with.
+        query: (c,) float32, unit: the plain MAC, of the quantised map, that localization compares
+            with.
         levels: (h, w, c) uint8, the quantised activation map.
     """
 

@@ -62,7 +62,8 @@ class Query(NamedTuple):
 
     Attributes:
         descriptor: (d,) float32, unit, as the collection's are.
-        mac: (c,) float32, unit: the plain MAC that localization compares with.
+        mac: (c,) float32, unit: the plain MAC, of the quantised map, that localization compares
+            with.
         ratio: height / width of the outlined box in pixels.
         box_px: the box in the query image; the whole image where none was given.
         height_px: height of the query image.

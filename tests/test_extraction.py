@@ -175,6 +175,13 @@ def test_wrong_images_are_refused_with_a_sentence():
         assert words in sentence
 
 
+def test_the_query_is_the_mac_of_what_is_stored(params):
+    for item in extraction.extract(params, images(SIZES[:3])):
+        strongest = item.levels.max((0, 1)).astype(np.float64)
+        assert strongest.any()
+        np.testing.assert_allclose(item.query, strongest / np.linalg.norm(strongest), atol=1e-6)
+
+
 def test_an_image_too_narrow_once_shrunk_is_refused_with_its_own_size(params):
     with pytest.raises(ValueError, match=r"3000 x 40 pixels before it was shrunk"):
         describe(params, [np.zeros((3000, 40, 3), np.uint8)], settings=Settings(long_side=512))
