@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from rmacjax.cli import main
 from rmacjax.descriptors import Params
 from rmacjax.preprocessing import encode_jpeg
 from rmacjax.weights import save
+from rmacjax.weights.calibration import measure_activation_scale
 
 SIDE = 128
 
@@ -47,9 +49,11 @@ def plain(monkeypatch):
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory) -> str:
-    """A small random network in a file."""
+    """A small random network in a file, as loud as four bits ask for."""
+    numbers = initialize("alexnet", 0)
     network = Network("alexnet", last_pool=False, convention=TORCHVISION_CONVENTION)
-    params = Params(network, initialize("alexnet", 0), None)
+    scale = measure_activation_scale(network, numbers)
+    params = Params(replace(network, activation_scale=scale), numbers, None)
     path = tmp_path_factory.mktemp("weights") / "random.safetensors"
     return str(save(path, params, origin="random numbers", licence="none needed", dtype="float16"))
 
