@@ -190,7 +190,8 @@ def retrieve(
         instances: boxes per image.
         alpha: exponent of the paper's generalized mean for localization; None for exact maxima.
         fusion: share (0..1) of the whole image's descriptor in what is re-ranked; 0 scores the box
-            alone, as published, 1 keeps the filter's order.
+            alone, as published, 1 the whole image alone, which without expansion is the filter's
+            order. Expansion takes the boxes' descriptors in any case.
     """
     seconds: dict[str, float] = {}
     with _timed(seconds, "filter"):

@@ -464,6 +464,18 @@ def test_with_double_precision_on_it_gives_the_same(rng):
 # Errors.
 
 
+def test_numbers_in_arrays_are_checked_like_numbers():
+    a, query = np.ones((4, 5, 3), np.float32), np.ones(3, np.float32)
+    for one in (float, np.float32, jnp.float32, np.asarray):
+        with pytest.raises(ValueError, match=r"max_ratio is 0\.5, but it is at least 1"):
+            localize(a, query, 1.0, one(0.5))
+        for search in (aml, localize):
+            with pytest.raises(ValueError, match="height / width of the query lies above 0"):
+                search(a, query, one(-1.0))
+    assert localize(a, query, 1.0, 1e200).box.tolist() == localize(a, query).box.tolist()
+    assert aml(a, query, 1.0, max_ratio=math.inf).box.tolist() == aml(a, query).box.tolist()
+
+
 def test_bad_arguments_are_refused_with_a_sentence():
     a, query = np.ones((4, 5, 3), np.float32), np.ones(3, np.float32)
     for search in (aml_instances, localize_instances):

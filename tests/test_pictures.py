@@ -224,6 +224,22 @@ def test_contact_sheet_breaks_rows_and_refuses_nonsense():
         contact_sheet([many], columns=0)
 
 
+def test_contact_sheet_tells_times_and_what_its_colours_mean(monkeypatch):
+    written = []
+    draw = pictures.sheet.preprocessing.draw_text
+
+    def noted(pixels, text, *rest):
+        written.append(text)
+        return draw(pixels, text, *rest)
+
+    monkeypatch.setattr(pictures.sheet.preprocessing, "draw_text", noted)
+    shown = picture("a", score=0.5)._replace(correct=True, truth_px=np.array([1, 2, 9, 9]))
+    contact_sheet([Ranking(picture("q"), [shown] * 6, {"filter": 0.002, "localize": 0.12})])
+    assert "query q   122 ms" in written
+    assert written[-1].startswith("orange box: found;  blue: true;  green frame: shows")
+    assert written[-1].endswith("a search: filter 2.0 ms, localize 120 ms")
+
+
 def test_photos_are_read_from_files(tmp_path):
     gradient = np.tile(np.arange(200, dtype=np.uint8)[None, :, None], (100, 1, 3))
     file = tmp_path / "photo.png"

@@ -217,9 +217,10 @@ def _opened(
     collection = Collection.open(target, params)
     made = collection.settings.long_side
     if long_side is not None and long_side != made:
+        empty = "" if len(collection) else ", or delete this one, which is empty"
         raise ValueError(
             f"the collection {target!r} was made with --long-side {made}, and one collection has "
-            "one size: leave the option out, or index into another collection"
+            f"one size: leave the option out, or index into another collection{empty}"
         )
     return collection
 

@@ -21,6 +21,7 @@ from rmacjax.localization.scoring import (
     check_overlap,
     clean,
     cosines,
+    is_number,
     pooling,
     unit_query,
 )
@@ -106,10 +107,10 @@ def localize_instances(
         inputs = inputs._replace(ratio=None)
     elif ratio is None:
         raise ValueError("max_ratio was given without a ratio; give the query's height / width.")
-    if max_ratio is None or isinstance(max_ratio, jax.core.Tracer):
-        limit, most = None, None if max_ratio is None else as_float(max_ratio)
+    if is_number(max_ratio):
+        limit, most = float(max_ratio), None
     else:
-        limit, most = float(np.asarray(max_ratio)), None
+        limit, most = None, None if max_ratio is None else as_float(max_ratio)
     return _localize(inputs, most, as_float(overlap), instances=int(instances), limit=limit)
 
 

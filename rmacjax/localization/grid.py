@@ -67,11 +67,13 @@ def score_grid(
         groups = [np.arange(widths.size)]
         shapely = jnp.ones((heights.size, widths.size), bool)
     else:
-        longest = widths * (max_ratio**2 * (1 + 4 * RATIO_TOLERANCE))
+        factor = min(max_ratio, float(max(h, w))) ** 2  # more lets everything in
+        longest = widths * (factor * (1 + 4 * RATIO_TOLERANCE))
         ends = np.searchsorted(widths, longest, side="right")
         groups = [np.arange(first, end) for first, end in enumerate(ends)]
         shapes = heights[:, None] / widths[None, :]
-        shapely = within_ratio(shapes, ratio, as_float(max_ratio))
+        most = min(max_ratio, float(np.finfo(np.float32).max))
+        shapely = within_ratio(shapes, ratio, as_float(most))
     kept = max(int(np.sum(widths.size - group)) for group in groups)
 
     def score_widths(band: Array, group: np.ndarray) -> Array:

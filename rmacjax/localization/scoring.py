@@ -147,7 +147,7 @@ def check_inputs(
             f"The query has shape {vector.shape} but the map has {x.shape[2]} channels; both must "
             "come from the same network."
         )
-    if _is_number(ratio) and not 0 < float(ratio) < math.inf:
+    if is_number(ratio) and not 0 < float(ratio) < math.inf:
         raise ValueError(f"ratio is {ratio}, but height / width of the query lies above 0.")
     shape = jnp.asarray(x.shape[:2], jnp.int32)
     if size is not None:
@@ -158,7 +158,7 @@ def check_inputs(
 def check_at_least_one(options: Mapping[str, ArrayLike | None]) -> None:
     """Refuse options, known by name, that are plain numbers below 1."""
     for name, value in options.items():
-        if _is_number(value) and not float(value) >= 1:
+        if is_number(value) and not float(value) >= 1:
             raise ValueError(f"{name} is {value}, but it is at least 1.")
 
 
@@ -173,5 +173,16 @@ def as_float(value: ArrayLike) -> Float[Array, ""]:
     return jnp.asarray(value).astype(jnp.float32)
 
 
-def _is_number(value: object) -> TypeGuard[float]:
-    return isinstance(value, (int, float, np.number, np.ndarray))
+def is_number(value: object) -> TypeGuard[float]:
+    """Whether a value is known already: a number, or an array of one that no transformation traces.
+
+    Raises:
+        ValueError: for an array of several.
+    """
+    known = isinstance(value, (int, float, np.number, np.ndarray, jax.Array))
+    if not known or isinstance(value, jax.core.Tracer):
+        return False
+    shape = getattr(value, "shape", ())
+    if shape:
+        raise ValueError(f"Expected one number, but got an array of shape {shape}.")
+    return True

@@ -6,7 +6,15 @@ import numpy as np
 from jaxtyping import UInt8
 
 from rmacjax import preprocessing
-from rmacjax.pictures.rankings import Picture, Ranking, load, name_of, overlap, whole_pixels
+from rmacjax.pictures.rankings import (
+    Picture,
+    Ranking,
+    duration,
+    load,
+    name_of,
+    overlap,
+    whole_pixels,
+)
 
 Color = tuple[int, int, int]
 
@@ -25,7 +33,8 @@ def contact_sheet(
     """All queries and their results on one sheet: the query at the left, its results beside it.
 
     Boxes are orange and true boxes thin and blue. Where the truth is known, a photo that shows the
-    object has a green frame and another one a red frame. Each result carries its rank and score.
+    object has a green frame and another one a red frame. Each result carries its rank and score,
+    each query the time its search took; the last line explains the colours.
 
     Args:
         rankings: one or more queries with their results.
@@ -46,12 +55,14 @@ def contact_sheet(
     down, right = cell_px + label + gap, cell_px + gap
     columns = max(1, min(columns, max((len(each.results) for each in rankings), default=1)))
     rows = [max(1, -(-len(each.results) // columns)) for each in rankings]
-    height = gap + sum(rows) * down + max(0, len(rows) - 1) * gap
+    height = gap + sum(rows) * down + max(0, len(rows) - 1) * gap + label + gap
     sheet = np.empty((height, 3 * gap + (columns + 1) * right, 3), np.uint8)
     sheet[:] = PAPER
     top = gap
     for each, count in zip(rankings, rows, strict=True):
-        _put(sheet, each.query, f"query {name_of(each.query)}", top, gap, cell_px, label)
+        time = f"   {duration(sum(each.timings.values()))}" if each.timings else ""
+        asked = f"query {name_of(each.query)}{time}"
+        _put(sheet, each.query, asked, top, gap, cell_px, label)
         for i, picture in enumerate(each.results):
             row, column = divmod(i, columns)
             words = f"{i + 1}" if picture.score is None else f"{i + 1}   {picture.score:.3f}"
@@ -60,7 +71,27 @@ def contact_sheet(
             left = 3 * gap + (column + 1) * right
             _put(sheet, picture, words, top + row * down, left, cell_px, label)
         top += count * down + gap
-    return sheet
+    size = int(label * 0.62)
+    words = _fitting(_legend(rankings), sheet.shape[1] - 2 * gap, size)
+    return preprocessing.draw_text(sheet, words, (top - gap // 2, gap), size, INK)
+
+
+def _legend(rankings: Sequence[Ranking]) -> str:
+    """What the colours mean that are on the sheet, and what the stages of a search took."""
+    pictures = [picture for each in rankings for picture in each.results]
+    known = [picture.correct for picture in pictures if picture.correct is not None]
+    words = ["orange box: found"] if any(len(picture.boxes_px) for picture in pictures) else []
+    words += ["blue: true"] if any(picture.truth_px is not None for picture in pictures) else []
+    words += (
+        ["green frame: shows the object, red: does not, none: the query's own"] if known else []
+    )
+    stages = dict.fromkeys(stage for each in rankings for stage in each.timings)
+    times = {
+        stage: float(np.median([each.timings.get(stage, 0.0) for each in rankings]))
+        for stage in stages
+    }
+    spent = ", ".join(f"{stage} {duration(seconds)}" for stage, seconds in times.items())
+    return ";  ".join(words + ([f"a search: {spent}"] if spent else []))
 
 
 def _put(

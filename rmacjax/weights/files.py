@@ -250,7 +250,7 @@ def describe_file(name_or_path: str | Path) -> dict[str, object]:
             },
             **{fact: facts.get(fact, "") for fact in _PROVENANCE},
             "settings": json.loads(facts.get("settings", "null")),
-            "sha256": facts["sha256"],
+            "sha256 of tensors": facts["sha256"],
         }
 
 
