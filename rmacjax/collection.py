@@ -356,6 +356,8 @@ class Collection:
             ValueError: where a number is out of range, or the box is no box of the image.
             OSError: where the query cannot be read.
         """
+        if isinstance(rerank, str) and rerank != "all":
+            raise ValueError(f'rerank is a number of photos or "all", not {rerank!r}')
         for name, value, least in (
             ("top", top, 1),
             ("rerank", 0 if rerank == "all" else rerank, 0),

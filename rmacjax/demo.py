@@ -198,11 +198,8 @@ def _questions(
     if folder is None:
         return _generated(target, step), True
     if query is None:
-        try:
+        with contextlib.suppress(FileNotFoundError):  # A folder of photos alone will do.
             truth = read_ground_truth(folder)
-        except FileNotFoundError:
-            pass
-        else:
             return truth._replace(queries=truth.queries[:QUERIES]), True
     own = str(target.resolve()) + os.sep
     paths = [path for path in find_images(folder).files if not _lies_in(path, own)]
@@ -240,11 +237,8 @@ def _generated(target: Path, step: Step) -> GroundTruth:
     name = f"generated photos, rmacjax {__version__}"
     file, photos = target / "ground_truth.json", target / "photos"
     if file.exists():
-        try:
+        with contextlib.suppress(OSError, ValueError):  # What was left half done is rendered again.
             truth = read_ground_truth(file)
-        except (OSError, ValueError):
-            pass  # Left half done: rendered again.
-        else:
             if truth.name == name:
                 return truth
     step("rendering photos of 8 objects")

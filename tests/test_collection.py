@@ -1,5 +1,6 @@
 """A collection on disk: grows, shrinks, resumes, refuses what does not fit, and finds objects."""
 
+import inspect
 import json
 import os
 import signal
@@ -193,11 +194,18 @@ def test_opening_nothing_and_creating_twice_are_refused(collection, params, tmp_
 
 @pytest.mark.parametrize(
     ("options", "sentence"),
-    [({"top": 0}, "top"), ({"rerank": -1}, "rerank"), ({"instances": 0}, "instances")],
+    [
+        ({"top": 0}, "top"),
+        ({"rerank": -1}, "rerank"),
+        ({"rerank": "ALL"}, 'rerank is a number of photos or "all"'),
+        ({"instances": 0}, "instances"),
+        ({"fusion": 1.5}, "fusion is a share"),
+    ],
 )
 def test_wrong_numbers_are_refused(collection, photos, options, sentence):
+    search = inspect.unwrap(Collection.search)  # as it is where no types are checked
     with pytest.raises(ValueError, match=sentence):
-        collection.search(photos[0], **options)
+        search(collection, photos[0], **options)
 
 
 @pytest.mark.parametrize("box", [(10, 10, 10, 50), (50, 10, 10, 50), (0, 0, 193, 256)])

@@ -39,7 +39,7 @@ class _Meter:
         self.done = 0 if self.total else self.done
 
     def close(self) -> None:
-        pass
+        """Leave nothing behind: the caller's bar is closed by the caller."""
 
 
 def fetch(

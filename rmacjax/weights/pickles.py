@@ -41,15 +41,12 @@ class Stream(Protocol):
 
     def read(self, size: int, /) -> bytes:
         """Read at most so many bytes."""
-        ...
 
     def readline(self) -> bytes:
         """Read to the end of a line."""
-        ...
 
     def tell(self) -> int:
         """Say how far reading has come."""
-        ...
 
 
 class Refusal(ValueError):
