@@ -1,7 +1,7 @@
 """AML: candidates on a coarse grid, the best of them refined; the published localization."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -17,12 +17,12 @@ from rmacjax.localization.boxes import (
     whole_map,
 )
 from rmacjax.localization.grid import Grid, score_grid
+from rmacjax.localization.refinement import Join, all_at_once, line_by_line, refine
 from rmacjax.localization.scoring import (
     MISSING,
     SCORE_RESOLUTION,
     Inputs,
     Pooling,
-    Profiles,
     as_float,
     check_at_least_one,
     check_inputs,
@@ -35,9 +35,6 @@ from rmacjax.localization.scoring import (
 
 SHORTEST = 2
 """Least height and width of the published candidates, cells."""
-
-# The order in which refinement tries its moves: top, left, bottom, right; first -, then +.
-_MOVES = np.kron(np.eye(4, dtype=np.int32), np.asarray([[-1], [1]], np.int32))
 
 
 def aml(
@@ -190,19 +187,29 @@ def aml_batch(
     check_overlap(overlap)
     plan = _checked(instances, alpha, 3, 1.1, (3, 2, 1), 5)
 
-    def inputs_of(a1: Array, size: Array) -> Inputs:
-        return check_inputs(a1, query, ratio, size)
+    x = clean(jnp.asarray(maps))
+    one_by_one = refine_side_by_side is None
 
     def candidates_of(item: tuple[Array, Array]) -> Grid:
-        return _candidates(inputs_of(*item), plan)
+        return _candidates(check_inputs(item[0], query, ratio, item[1]), plan)
 
-    def refine(item: tuple[Grid, tuple[Array, Array]]) -> Localization:
-        return _find(inputs_of(*item[1]), as_float(overlap), item[0], plan)
+    def find(item: tuple[Grid, Array, Array]) -> Localization:
+        candidates, number, size = item
+        inputs = check_inputs(x[number], query, ratio, size)
+        pooled = pooling(inputs.a1, plan.alpha)
+        if not one_by_one:
+            join = all_at_once(pooled)
+        elif plan.alpha is None:
+            join = line_by_line(x, number, pooled.combine)
+        else:
+            join = line_by_line(pooled.cells[None], 0, pooled.combine)
+        return _find(inputs, as_float(overlap), candidates, pooled, join, plan)
 
-    both = (jnp.asarray(maps), jnp.asarray(sizes))
+    sizes = jnp.asarray(sizes)
     many = len(maps) if side_by_side is None else side_by_side
-    candidates = jax.lax.map(candidates_of, both, batch_size=many)
-    return jax.lax.map(refine, (candidates, both), batch_size=refine_side_by_side)
+    candidates = jax.lax.map(candidates_of, (x, sizes), batch_size=many)
+    numbers = jnp.arange(len(maps), dtype=jnp.int32)
+    return jax.lax.map(find, (candidates, numbers, sizes), batch_size=refine_side_by_side)
 
 
 class _Plan(NamedTuple):
@@ -247,13 +254,19 @@ def _checked(
 
 @partial(jax.jit, static_argnames=("plan",))
 def _aml(inputs: Inputs, overlap: Array, plan: _Plan) -> Localization:
-    return _find(inputs, overlap, _candidates(inputs, plan), plan)
+    """The search, which is followed by no gradient, and the scores of what was found, which are."""
+    fixed = jax.lax.stop_gradient(inputs)
+    pooled = pooling(clean(fixed.a1), plan.alpha)
+    join = line_by_line(pooled.cells[None], 0, pooled.combine)
+    found = _find(fixed, overlap, _candidates(fixed, plan), pooled, join, plan)
+    own, query = pooling(clean(inputs.a1), plan.alpha), unit_query(inputs)
+    scores = cosines(jax.vmap(own.of_box)(found.box), query)
+    return found._replace(score=jnp.where(found.score > MISSING, jnp.minimum(scores, 1.0), MISSING))
 
 
 def _candidates(inputs: Inputs, plan: _Plan) -> Grid:
-    pooled = pooling(clean(inputs.a1), plan.alpha)
     return score_grid(
-        pooled,
+        pooling(clean(inputs.a1), plan.alpha),
         unit_query(inputs),
         inputs.ratio,
         inputs.size,
@@ -263,10 +276,11 @@ def _candidates(inputs: Inputs, plan: _Plan) -> Grid:
     )
 
 
-def _find(inputs: Inputs, overlap: Array, candidates: Grid, plan: _Plan) -> Localization:
+def _find(
+    inputs: Inputs, overlap: Array, candidates: Grid, pooled: Pooling, join: Join, plan: _Plan
+) -> Localization:
     """Instance by instance, the best free candidate, refined."""
     size, query = inputs.size, unit_query(inputs)
-    pooled = pooling(clean(inputs.a1), plan.alpha)
 
     def find(earlier: Array, number: Array) -> tuple[Array, tuple[Array, Array]]:
         box, exists = _first_best(candidates, apart(candidates.boxes, earlier, overlap))
@@ -276,7 +290,9 @@ def _find(inputs: Inputs, overlap: Array, candidates: Grid, plan: _Plan) -> Loca
         def allow(boxes: Array) -> Array:
             return on_map(boxes, size) & apart(boxes, earlier, overlap) & exists
 
-        score, box = _refine(pooled, query, allow, box, plan)
+        score, box = refine(
+            pooled, join, query, allow, box, steps=plan.refine_steps, passes=plan.passes
+        )
         score = jnp.where(exists, jnp.minimum(score, 1.0), MISSING)
         box = jnp.where(exists, box, 0)
         return earlier.at[number].set(box), (score, box)
@@ -293,62 +309,3 @@ def _first_best(candidates: Grid, free: Array) -> tuple[Array, Array]:
     tied = scores >= best - SCORE_RESOLUTION
     first = jnp.argmin(jnp.where(tied, candidates.order, jnp.iinfo(jnp.int32).max))
     return candidates.boxes[first], best > MISSING
-
-
-class _State(NamedTuple):
-    """Refinement's place: the step, round and move that come next, and the best box so far."""
-
-    stage: Array
-    lap: Array
-    place: Array
-    score: Array
-    box: Array
-    profiles: Profiles
-
-
-def _refine(
-    pooled: Pooling,
-    query: Array,
-    allow: Callable[[Array], Array],
-    box: Array,
-    plan: _Plan,
-) -> tuple[Array, Array]:
-    """Greedy refinement: move one side at a time, keep what improves.
-
-    All eight moves of a box are scored at once, and the first that improves, from the present place
-    in the order on, is made. That is what trying them one by one does: moves before it changed
-    nothing, and a round that comes back to the present place without improvement is the last.
-    """
-    score = cosines(pooled.of_box(box)[None], query)[0]
-    if not plan.refine_steps:
-        return score, box
-    moves, cells = jnp.asarray(_MOVES), jnp.asarray(plan.refine_steps, jnp.int32)
-
-    def unfinished(state: _State) -> Array:
-        return state.stage < len(plan.refine_steps)
-
-    def move(state: _State) -> _State:
-        stage, lap, place, score, box, profiles = state
-        boxes = box[None] + moves * cells[stage]
-        scores = cosines(pooled.of_moves(box, profiles, cells[stage]), query)
-        better = allow(boxes) & (scores > score + SCORE_RESOLUTION)
-        later = jnp.arange(len(_MOVES), dtype=jnp.int32) - place
-        later = jnp.where(later < 0, later + len(_MOVES), later)
-        chosen = jnp.argmin(jnp.where(better, later, len(_MOVES))).astype(jnp.int32)
-        lap += (chosen < place).astype(jnp.int32)
-        moved = better[chosen] & (lap < plan.passes)
-        box = jnp.where(moved, boxes[chosen], box)
-        axis = jnp.where(moved, 1 + chosen // 2 % 2, 0)
-        return _State(
-            jnp.where(moved, stage, stage + 1),
-            jnp.where(moved, lap, 0),
-            jnp.where(moved, chosen + 1, 0),
-            jnp.where(moved, scores[chosen], score),
-            box,
-            pooled.profiles_after(box, profiles, axis),
-        )
-
-    zero = jnp.zeros((), jnp.int32)
-    start = _State(zero, zero, zero, score, box, pooled.profiles(box))
-    end = jax.lax.while_loop(unfinished, move, start)
-    return end.score, end.box

@@ -164,7 +164,7 @@ def _all_boxes(pooled: Pooling, query: Array) -> tuple[Array, Edges]:
     def score(above: Array, item: tuple[Array, Array]) -> tuple[Array, Array]:
         starts, row = item
         band = jnp.where(starts, x[row], jnp.maximum(above, x[row]))
-        boxes = jnp.concatenate(grow(strips(band, 0, jnp.maximum), 0, jnp.maximum))
+        boxes = jnp.concatenate(grow(*strips(band, 0, jnp.maximum), 0, jnp.maximum))
         return band, cosines(pooled.vectors(boxes), query)
 
     _, scores = jax.lax.scan(score, x[0], (jnp.asarray(tops == rows), jnp.asarray(rows)))

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from rmacjax.localization.boxes import RATIO_TOLERANCE, on_map, within_ratio
-from rmacjax.localization.growth import grow, intervals, strips
+from rmacjax.localization.growth import interval, intervals, runs, strips
 from rmacjax.localization.scoring import MISSING, Pooling, as_float, cosines
 
 
@@ -37,11 +37,11 @@ def score_grid(
     step: int,
     max_ratio: float,
 ) -> Grid:
-    """Score the grid, from height to height; of each height only the widths of the right shape.
+    """Score the grid, row interval by row interval; of each only the widths of the right shape.
 
-    Row intervals of one height lie in a band, which grows downward by `step` cells at a time. What
-    widths are right depends on the ratio, which is traced, so one small program per first width is
-    compiled and the one that is asked for runs.
+    From each top a band of rows grows downward by `step` rows at a time. What widths are right
+    depends on the ratio, which is traced, so one small program per first width is compiled and the
+    one that is asked for runs.
 
     Args:
         pooled: the map.
@@ -60,8 +60,10 @@ def score_grid(
         return Grid(jnp.full(1, MISSING), nothing, nothing[:, 0])
     heights, widths = np.unique(bottoms - tops), np.unique(rights - lefts)
     combine = pooled.combine
-    rows = strips(pooled.cells, 0, combine, shortest=shortest, step=step)
-    cells = strips(rows, 1, combine, shortest=shortest, step=step)
+    parts = partial(strips, combine=combine, shortest=shortest, step=step)
+    cells = jnp.concatenate(
+        [jnp.concatenate(parts(rows, 1), axis=1) for rows in parts(pooled.cells, 0)]
+    )
 
     if ratio is None:
         groups = [np.arange(widths.size)]
@@ -70,49 +72,52 @@ def score_grid(
         factor = min(max_ratio, float(max(h, w))) ** 2  # more lets everything in
         longest = widths * (factor * (1 + 4 * RATIO_TOLERANCE))
         ends = np.searchsorted(widths, longest, side="right")
-        groups = [np.arange(first, end) for first, end in enumerate(ends)]
+        groups = [np.arange(first, end) for first, end in enumerate(ends.tolist())]
         shapes = heights[:, None] / widths[None, :]
         most = min(max_ratio, float(np.finfo(np.float32).max))
         shapely = within_ratio(shapes, ratio, as_float(most))
     kept = max(int(np.sum(widths.size - group)) for group in groups)
 
-    def score_widths(band: Array, group: np.ndarray) -> Array:
-        """Scores (tops, kept) of a band's boxes of these widths."""
-        grown = grow(band, 1, combine)[group[0] : group[-1] + 1]
-        scores = cosines(pooled.vectors(jnp.concatenate(grown, axis=1)), query)
-        return jnp.pad(scores, ((0, 0), (0, kept - scores.shape[1])), constant_values=MISSING)
+    def of_widths(first: Array, more: Array, group: np.ndarray) -> Array:
+        """A band's boxes of these widths, (kept, c)."""
+        joined = runs(more, 0, combine)
+        boxes = [interval(first, joined, 0, combine, length) for length in group.tolist()]
+        short = kept - sum(len(some) for some in boxes)
+        return jnp.concatenate([*boxes, jnp.zeros((short, boxes[0].shape[1]), boxes[0].dtype)])
 
-    programs = [partial(score_widths, group=group) for group in groups]
-    chosen = jnp.argmax(shapely, axis=1).astype(jnp.int32) if len(groups) > 1 else None
-    more = jnp.pad(cells[heights.size :], ((0, heights.size + 1), (0, 0), (0, 0)))
+    programs = [partial(of_widths, group=group) for group in groups]
+    chosen = jnp.argmax(shapely, axis=1).astype(jnp.int32)
 
-    def of_height(band: Array, item: tuple[Array, Array | None]) -> tuple[Array, Array]:
-        number, group = item
-        scores = programs[0](band) if group is None else jax.lax.switch(group, programs, band)
-        below = jax.lax.dynamic_slice_in_dim(more, number, heights.size, axis=0)
-        return combine(band, below), scores
+    # Row intervals: top, height, and the row of `cells` that each adds to the one before.
+    pairs = [(i, j) for i in range(heights.size) for j in range(heights.size - i)]
+    top, height = np.asarray(pairs, np.int32).T
+    added = np.where(height == 0, top, heights.size + top + height - 1)
 
-    numbers = jnp.arange(heights.size, dtype=jnp.int32)
-    _, scores = jax.lax.scan(of_height, cells[: heights.size], (numbers, chosen))
+    def of_rows(band: Array, item: tuple[Array, Array, Array]) -> tuple[Array, Array]:
+        starts, row, group = item
+        line = jax.lax.dynamic_index_in_dim(cells, row, axis=0, keepdims=False)
+        band = jnp.where(starts, line, combine(band, line))
+        first, more = band[: widths.size], band[widths.size :]
+        boxes = jax.lax.switch(group, programs, first, more)
+        return band, cosines(pooled.vectors(boxes), query)
 
-    # Which box each score belongs to: height, top, and place among the columns of its group.
+    items = (jnp.asarray(height == 0), jnp.asarray(added), chosen[height])
+    _, scores = jax.lax.scan(of_rows, jnp.zeros_like(cells[0]), items)
+
+    # Which box each score belongs to: its row interval, and its place among its group's columns.
     columns = np.full((len(groups), kept, 2), -1, np.int32)
     for group, row in zip(groups, columns, strict=True):
-        pairs = [(left, width) for width in group for left in range(widths.size - width)]
+        pairs = [(left, width) for width in group.tolist() for left in range(widths.size - width)]
         row[: len(pairs)] = pairs
-    left, width = (
-        jnp.asarray(columns)[jnp.zeros_like(numbers) if chosen is None else chosen][:, None, :, i]
-        for i in range(2)
-    )
-    top, height = numbers[None, :, None], numbers[:, None, None]
+    left, width = (jnp.asarray(columns)[chosen[height], :, i] for i in range(2))
     edges = (
-        step * top,
+        step * top[:, None],
         step * left,
-        step * (top + height) + shortest,
+        step * (top + height)[:, None] + shortest,
         step * (left + width) + shortest,
     )
     boxes = jnp.stack(jnp.broadcast_arrays(*edges), axis=-1).reshape(-1, 4)
-    fitting = shapely[height, jnp.maximum(width, 0)] & (width >= 0)
-    allowed = jnp.broadcast_to(fitting, scores.shape).reshape(-1) & on_map(boxes, size)
-    order = ((top * heights.size + height) * widths.size + left) * widths.size + width
+    fitting = shapely[height[:, None], jnp.maximum(width, 0)] & (width >= 0)
+    allowed = fitting.reshape(-1) & on_map(boxes, size)
+    order = ((top * heights.size + height)[:, None] * widths.size + left) * widths.size + width
     return Grid(jnp.where(allowed, scores.reshape(-1), MISSING), boxes, order.reshape(-1))

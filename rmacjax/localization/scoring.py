@@ -20,13 +20,6 @@ MISSING = -1.0
 """Score of an instance that does not exist; its box is (0, 0, 0, 0)."""
 
 
-class Profiles(NamedTuple):
-    """A box's columns, combined for every row of the map (h, c), and its rows for every column."""
-
-    beside: Array
-    below: Array
-
-
 class Pooling(NamedTuple):
     """How boxes get their vectors, whether many grow at once or one is looked at.
 
@@ -34,7 +27,8 @@ class Pooling(NamedTuple):
         cells: (h, w, c) what is combined: activations, or powers of them; never below 0.
         combine: of two neighbouring parts.
         reduce: the same over axes.
-        vectors: from (..., c) combined cells to (..., c) float32 vectors of a size around 1.
+        vectors: from (..., c) combined cells to (..., c) float32 vectors, in the range in which
+            their squares can be summed.
     """
 
     cells: Array
@@ -45,43 +39,16 @@ class Pooling(NamedTuple):
     def of_box(self, box: Array) -> Array:
         """The vector (c,) of one box (4,), traced; zero where it is empty."""
         top, left, bottom, right = box
-        rows, columns = _between(self.cells, 0, top, bottom), _between(self.cells, 1, left, right)
-        return self.vectors(self._within(self.cells, rows & columns, (0, 1)))
+        rows = self.within(0, top, bottom)
+        inside = _between(rows[None], 1, left, right)[0]
+        return self.vectors(self.reduce(jnp.where(inside, rows, jnp.zeros((), rows.dtype)), axis=0))
 
-    def profiles(self, box: Array) -> Profiles:
-        """What a box's columns hold, row by row, and what its rows hold, column by column."""
-        return Profiles(self._beside(box), self._below(box))
-
-    def profiles_after(self, box: Array, known: Profiles, moved: Array) -> Profiles:
-        """Profiles of a box whose rows (`moved` is 1), columns (2) or nothing (0) changed."""
-        return Profiles(
-            jax.lax.cond(moved == 2, lambda: self._beside(box), lambda: known.beside),
-            jax.lax.cond(moved == 1, lambda: self._below(box), lambda: known.below),
+    def within(self, axis: int, first: Array, last: Array) -> Array:
+        """The map's lines first..last - 1 across an axis, combined: rows (0) or columns (1)."""
+        inside = _between(self.cells, axis, first, last)
+        return self.reduce(
+            jnp.where(inside, self.cells, jnp.zeros((), self.cells.dtype)), axis=axis
         )
-
-    def of_moves(self, box: Array, profiles: Profiles, by: Array) -> Array:
-        """The vectors (8, c) of a box with its top, left, bottom or right moved by -by, then +by.
-
-        Four of them share the box's columns and four its rows, so its profiles serve all.
-        """
-        top, left, bottom, right = box
-
-        def part(lines: Array, first: Array, last: Array) -> Array:
-            return self._within(lines, _between(lines, 0, first, last), (0, 1))
-
-        ends = ((profiles.beside[:, None], top, bottom), (profiles.below[:, None], left, right))
-        firsts = [[part(lines, a + s * by, z) for s in (-1, 1)] for lines, a, z in ends]
-        lasts = [[part(lines, a, z + s * by) for s in (-1, 1)] for lines, a, z in ends]
-        return self.vectors(jnp.stack([*firsts[0], *firsts[1], *lasts[0], *lasts[1]]))
-
-    def _beside(self, box: Array) -> Array:
-        return self._within(self.cells, _between(self.cells, 1, box[1], box[3]), 1)
-
-    def _below(self, box: Array) -> Array:
-        return self._within(self.cells, _between(self.cells, 0, box[0], box[2]), 0)
-
-    def _within(self, x: Array, inside: Array, axes: int | tuple[int, int]) -> Array:
-        return self.reduce(jnp.where(inside, x, jnp.zeros((), x.dtype)), axis=axes)
 
 
 def _between(x: Array, axis: int, first: Array, last: Array) -> Array:
@@ -92,6 +59,8 @@ def _between(x: Array, axis: int, first: Array, last: Array) -> Array:
 
 def pooling(x: Array, alpha: float | None = None) -> Pooling:
     """Exact maxima of a clean map, or generalized means where there is an exponent."""
+    if alpha is None and jnp.issubdtype(x.dtype, jnp.integer):
+        return Pooling(x, jnp.maximum, jnp.max, lambda values: values.astype(jnp.float32))
     brightest = jnp.max(x).astype(jnp.float32)
     scale = 1.0 / jnp.where(brightest > 0, brightest, 1.0)
     if alpha is None:
@@ -114,6 +83,8 @@ def cosines(vectors: Float[Array, "*m c"], query: Float[Array, "c"]) -> Float[Ar
 
 def clean(x: Array) -> Array:
     """Activations without what no network gives: negative, NaN and infinite ones become 0."""
+    if jnp.issubdtype(x.dtype, jnp.unsignedinteger):
+        return x
     if not jnp.issubdtype(x.dtype, jnp.floating):
         return jnp.maximum(x, jnp.zeros((), x.dtype))
     return jnp.where((x > 0) & jnp.isfinite(x), x, jnp.zeros((), x.dtype))
