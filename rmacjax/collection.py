@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Literal, NamedTuple, overload
+from typing import Literal, NamedTuple, get_args, overload
 
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
@@ -19,8 +19,15 @@ from jaxtyping import Array, Float, Int, UInt8
 from rmacjax.descriptors import Params, Settings, fingerprint
 from rmacjax.extraction import DEFAULTS, Extracted, Failed, Source, extract
 from rmacjax.preprocessing import find_images
-from rmacjax.retrieval import Depth, Retrieved, boxes_in_pixels, describe_query, retrieve
-from rmacjax.search import pad_rows
+from rmacjax.retrieval import (
+    Depth,
+    FirstStage,
+    Retrieved,
+    boxes_in_pixels,
+    describe_query,
+    retrieve,
+)
+from rmacjax.search import best_scores, pad_rows
 from rmacjax.storage import Snapshot, StoredImage, Table
 from rmacjax.weights import load
 
@@ -32,6 +39,9 @@ COMMIT_SECONDS = 20.0
 
 COMPACT_FRAGMENTS = 16
 """Commits after which the table is put together, so that reading stays fast."""
+
+REGION_BYTES = 256 << 20
+"""Region vectors that take no more than this stay in memory for the next search."""
 
 Progress = Callable[[int, int], None]
 Box = tuple[int, int, int, int]
@@ -64,7 +74,8 @@ class Hit(NamedTuple):
         box_px: where the object is, (top, left, bottom, right) in pixels of the original after
             EXIF orientation; None where the photo was not localised.
         boxes_px: all boxes where several instances were asked for, best first.
-        filter_score: cosine of the whole photo's descriptor with the query's.
+        filter_score: the first stage's: cosine of the query's descriptor with the whole photo's, or
+            the largest with any of the photo's regions.
         box_score: cosine of localization, None where the photo was not localised.
         height_px: height of the original.
         width_px: width of the original.
@@ -113,6 +124,9 @@ class SearchResult(Sequence[Hit]):
         return self.hits[index]
 
 
+_Regions = tuple[Int[np.ndarray, " k"], Int[np.ndarray, " k"], Float[Array, "r d"]]
+
+
 class _StoredGallery:
     """One version of a table, as retrieval wants to see it."""
 
@@ -120,6 +134,8 @@ class _StoredGallery:
         self._table = table
         self.snapshot = snapshot
         self._descriptors = pad_rows(snapshot.descriptors)
+        self._regions: list[_Regions] | None = None
+        self._regions_fit = True
 
     @property
     def descriptors(self) -> Float[Array | np.ndarray, "n d"]:
@@ -131,6 +147,31 @@ class _StoredGallery:
 
     def read_levels(self, indices: Sequence[int]) -> list[UInt8[np.ndarray, "_ _ c"]]:
         return self._table.read_levels(self.snapshot, indices)
+
+    def region_scores(self, descriptor: Float[np.ndarray, " d"]) -> Float[np.ndarray, " n"]:
+        scores = np.empty(len(self.snapshot.paths), np.float32)
+        for indices, counts, vectors in self._read_regions():
+            scores[indices] = best_scores(descriptor, vectors, counts)
+        return scores
+
+    def _read_regions(self) -> Iterator[_Regions]:
+        """The region vectors, some hundred photos at a time; from memory where they fit in."""
+        if self._regions is not None:
+            yield from self._regions
+            return
+        kept: list[_Regions] = []
+        size = 0
+        for indices, counts, stored in self._table.read_regions(self.snapshot):
+            vectors = pad_rows(stored)
+            size += vectors.nbytes
+            if size > REGION_BYTES:
+                self._regions_fit = False
+                kept.clear()
+            if self._regions_fit:
+                kept.append((indices, counts, vectors))
+            yield indices, counts, vectors
+        if self._regions_fit:
+            self._regions = kept
 
 
 class Collection:
@@ -151,7 +192,12 @@ class Collection:
 
     @classmethod
     def create(
-        cls, path: str | os.PathLike, params: Params, *, settings: Settings = DEFAULTS
+        cls,
+        path: str | os.PathLike,
+        params: Params,
+        *,
+        settings: Settings = DEFAULTS,
+        regions: bool = False,
     ) -> "Collection":
         """Make an empty collection.
 
@@ -159,6 +205,10 @@ class Collection:
             path: a folder that does not exist yet, or the URI of an object store.
             params: what to describe with; `open` will load it again by its name.
             settings: how to describe.
+            regions: whether to keep the vectors of each photo's regions too, which a search with
+                ``first_stage="regions"`` compares with: some 20 regions of d components in two
+                bytes each, for d = 512 about 20 KB a photo. Of several scales, it is the first
+                one's regions; pools other than R-MAC have a single region, the whole photo.
 
         Raises:
             FileExistsError: where there is one already, or anything else.
@@ -176,6 +226,7 @@ class Collection:
             os.fspath(path),
             dimensions=dimensions,
             channels=params.network.channels,
+            regions=regions,
             metadata=metadata,
         )
         return cls(os.fspath(path), table, params, settings)
@@ -227,6 +278,11 @@ class Collection:
     def paths(self) -> list[str]:
         """The stored photos, which are their ids."""
         return self._table.snapshot().paths
+
+    @property
+    def regions(self) -> bool:
+        """Whether the vectors of each photo's regions are kept, for the first stage by regions."""
+        return self._table.regions
 
     @property
     def recovered(self) -> list[str]:
@@ -285,7 +341,9 @@ class Collection:
         committed = time.monotonic()
         done = 0
         try:
-            for item in extract(self.params, pending, settings=self.settings):
+            for item in extract(
+                self.params, pending, settings=self.settings, keep_regions=self.regions
+            ):
                 done += 1
                 if isinstance(item, Failed):
                     skipped.append((pending[item.index], str(item.error)))
@@ -337,6 +395,7 @@ class Collection:
         instances: int = 1,
         alpha: float | None = None,
         fusion: float = 0.0,
+        first_stage: FirstStage = "descriptor",
     ) -> SearchResult:
         """Find the photos that show the outlined object, and where it is in each.
 
@@ -351,9 +410,13 @@ class Collection:
             alpha: exponent of the paper's generalized mean for localization; None for exact maxima.
             fusion: share (0..1) of the whole photo's descriptor in the re-ranking score; 0 scores
                 the box alone, as published.
+            first_stage: what the filter compares the query with: "descriptor", one vector per photo
+                as published, or "regions", the best of the photo's regions, where the collection
+                was made with ``regions=True``.
 
         Raises:
-            ValueError: where a number is out of range, or the box is no box of the image.
+            ValueError: where a number is out of range, the box is no box of the image, or the
+                collection has no region vectors to start with.
             OSError: where the query cannot be read.
         """
         if isinstance(rerank, str) and rerank != "all":
@@ -368,6 +431,9 @@ class Collection:
                 raise ValueError(f"{name} must be at least {least}, not {value}")
         if not 0 <= fusion <= 1:
             raise ValueError(f"fusion is a share and lies in 0..1, not {fusion}")
+        if first_stage not in get_args(FirstStage):
+            known = " or ".join(f'"{name}"' for name in get_args(FirstStage))
+            raise ValueError(f"first_stage is {known}, not {first_stage!r}")
         start = time.perf_counter()
         query = describe_query(self.params, image, box_px, settings=self.settings)
         described = time.perf_counter() - start
@@ -384,6 +450,7 @@ class Collection:
             instances=instances,
             alpha=alpha,
             fusion=fusion,
+            first_stage=first_stage,
         )
         return SearchResult(
             hits=list(_hits(retrieved, gallery.snapshot, top)),
@@ -404,6 +471,7 @@ def _row(path: str, signature: tuple[int, int], item: Extracted) -> StoredImage:
         file_mtime_ns=signature[1],
         descriptor=item.descriptor,
         levels=item.levels,
+        regions=item.regions,
     )
 
 

@@ -10,7 +10,7 @@ References: Tolias et al., ICLR 2016, section 3.
 import hashlib
 import json
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Literal, NamedTuple
 
 import jax
@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, Int, Num, UInt8
 from rmacjax.backbones import Network, Weights, forward
 from rmacjax.integral import quantize
 from rmacjax.normalization import l2_normalize
-from rmacjax.pooling import aggregate_regions, gem, mac, pad_regions, region_maxima, spoc
+from rmacjax.pooling import gem, mac, pad_regions, region_maxima, region_vectors, spoc
 from rmacjax.regions import max_regions, rmac_regions
 from rmacjax.whitening import Whitening
 
@@ -87,12 +87,15 @@ class Described(NamedTuple):
             that of the quantised map, because quantised maps are what it is compared with.
         levels: (n, h, w, c) uint8, the activation maps quantised to 0..8 as they are stored.
         sizes: (n, 2) int32, valid cells of each map.
+        regions: (n, r, d) float32, what each descriptor is the normalized sum of, zero where the
+            grid is padding; None where nobody asked.
     """
 
     descriptors: Float[Array, "n d"]
     queries: Float[Array, "n c"]
     levels: UInt8[Array, "n h w c"]
     sizes: Int[Array, "n 2"]
+    regions: Float[Array, "n r d"] | None = None
 
 
 @lru_cache(maxsize=8192)
@@ -137,9 +140,32 @@ def pool_map(
     Returns:
         (d,) float32, a unit vector (zero where there is nothing to see).
     """
+    vectors = pool_regions(activation_map, regions, whitening, pool=pool)
+    return l2_normalize(jnp.sum(vectors, axis=0))
+
+
+def pool_regions(
+    activation_map: Num[Array, "h w c"],
+    regions: Int[Array, "r 4"],
+    whitening: Whitening | None = None,
+    *,
+    pool: Pool = "rmac",
+) -> Float[Array, "k d"]:
+    """Describe each region of one map by itself: the vectors whose sum `pool_map` normalizes.
+
+    Args:
+        activation_map: as for `pool_map`.
+        regions: as for `pool_map`.
+        whitening: applied to each region's unit vector.
+        pool: how a vector is made of a region.
+
+    Returns:
+        (k, d) float32, unit rows; zero where a region is padding or there is nothing to see. k is
+        r for R-MAC and 1 for the other pools.
+    """
     if pool == "rmac":
         vectors = region_maxima(activation_map, regions).astype(jnp.float32)
-        return aggregate_regions(vectors, whitening, mask=regions[:, 2] > regions[:, 0])
+        return region_vectors(vectors, whitening, mask=regions[:, 2] > regions[:, 0])
     top, left, bottom, right = regions[0]
     values = jnp.roll(activation_map.astype(jnp.float32), (-top, -left), axis=(0, 1))
     size = jnp.stack([bottom - top, right - left])
@@ -147,7 +173,7 @@ def pool_map(
     columns = jnp.arange(values.shape[1])[None, :, None] < size[1]
     values = jnp.where(rows & columns, values, 0.0)
     vector = {"mac": mac, "spoc": spoc, "gem": gem}[pool](values, size=size)
-    return aggregate_regions(vector[None, :], whitening)
+    return region_vectors(vector[None, :], whitening)
 
 
 def describe_batch(
@@ -157,6 +183,7 @@ def describe_batch(
     regions: Int[Array, "n r 4"],
     *,
     pool: Pool = "rmac",
+    keep_regions: bool = False,
 ) -> Described:
     """Run the whole chain on a padded batch: network, regions, whitening, sum, and quantisation.
 
@@ -166,12 +193,14 @@ def describe_batch(
         sizes: valid height and width of each image in pixels, or None where nothing is padded.
         regions: each map's regions in cells, see `region_grid`; padding rows are empty.
         pool: how a vector is made of a map.
+        keep_regions: whether the regions' own vectors are wanted too.
     """
     maps, cells = forward(params.network, params.weights, images, sizes)
-    descriptors = jax.vmap(lambda a, r: pool_map(a, r, params.whitening, pool=pool))(maps, regions)
+    vectors = jax.vmap(partial(pool_regions, whitening=params.whitening, pool=pool))(maps, regions)
+    descriptors = l2_normalize(jnp.sum(vectors, axis=1))
     levels = quantize(maps, params.network.activation_scale)
     queries = l2_normalize(jnp.max(levels, axis=(1, 2)).astype(jnp.float32))
-    return Described(descriptors, queries, levels, cells)
+    return Described(descriptors, queries, levels, cells, vectors if keep_regions else None)
 
 
 def fingerprint(params: Params, settings: Settings) -> str:

@@ -50,6 +50,8 @@ class Extracted(NamedTuple):
         query: (c,) float32, unit: the plain MAC, of the quantised map, that localization compares
             with.
         levels: (h, w, c) uint8, the quantised activation map.
+        regions: (r, d) float32, unit: the vector of each of the map's regions, of the first scale
+            where there are several (as `levels` are); None where nobody asked.
     """
 
     index: int  # type: ignore[assignment]  # hides a method of tuple that nobody needs
@@ -58,6 +60,7 @@ class Extracted(NamedTuple):
     descriptor: Float[np.ndarray, " d"]
     query: Float[np.ndarray, " c"]
     levels: UInt8[np.ndarray, "h w c"]
+    regions: Float[np.ndarray, "r d"] | None = None
 
 
 class Failed(NamedTuple):
@@ -118,7 +121,7 @@ class _Bucket:
             yield self.owners[start : start + length], batch, sizes
 
 
-_describe_batch = jax.jit(describe_batch, static_argnames=("pool",))
+_describe_batch = jax.jit(describe_batch, static_argnames=("pool", "keep_regions"))
 _forward = jax.jit(forward)
 
 
@@ -199,6 +202,7 @@ def extract(
     sources: Batch | Paths | Iterable[Source],
     *,
     settings: Settings = DEFAULTS,
+    keep_regions: bool = False,
 ) -> Iterator[Extracted | Failed]:
     """Describe a stream of images of any length: decoding threads in front, buckets behind.
 
@@ -209,6 +213,7 @@ def extract(
         params: from `rmacjax.load`.
         sources: file paths or (H, W, 3) RGB arrays, or an array of equally sized images.
         settings: long side, pooling, levels, scales.
+        keep_regions: whether the regions' own vectors are wanted too.
 
     Yields:
         One `Extracted` or `Failed` per source, not in order: `index` is the source's position.
@@ -216,34 +221,35 @@ def extract(
     if not settings.whiten:
         params = params._replace(whitening=None)
     begun: dict[int, list[np.ndarray]] = {}
-    firsts: dict[int, Described] = {}
+    firsts: dict[int, Extracted] = {}
     for bucket in _buckets(params.network, sources, settings):
         if isinstance(bucket, Failed):
             yield bucket
             continue
         for owners, batch, sizes in bucket.batches():
-            described = _run(params, batch, sizes, settings)
+            described = _run(params, batch, sizes, settings, keep_regions)
             for row, owner in enumerate(owners):
                 descriptors = begun.setdefault(owner.index, [])
                 descriptors.append(np.asarray(described.descriptors[row]))
-                if tuple(sizes[row]) == owner.views[0].shape[:2]:
+                height, width = owner.views[0].shape[:2]
+                if tuple(sizes[row]) == (height, width):
                     h, w = described.sizes[row]
-                    firsts[owner.index] = Described(
-                        described.descriptors[row],
-                        described.queries[row],
-                        described.levels[row, :h, :w].copy(),
-                        described.sizes[row],
-                    )
-                if len(descriptors) == len(owner.views):
-                    first = firsts.pop(owner.index)
-                    yield Extracted(
+                    regions = None
+                    if described.regions is not None:
+                        grid = _regions(params.network, height, width, settings)
+                        regions = np.asarray(described.regions[row, grid[:, 2] > grid[:, 0]])
+                    firsts[owner.index] = Extracted(
                         owner.index,
                         owner.height_px,
                         owner.width_px,
-                        _mean_direction(begun.pop(owner.index)),
-                        np.asarray(first.queries),
-                        np.asarray(first.levels),
+                        descriptors[-1],
+                        np.asarray(described.queries[row]),
+                        np.array(described.levels[row, :h, :w]),
+                        regions,
                     )
+                if len(descriptors) == len(owner.views):
+                    mean = _mean_direction(begun.pop(owner.index))
+                    yield firsts.pop(owner.index)._replace(descriptor=mean)
 
 
 def _run(
@@ -251,10 +257,13 @@ def _run(
     batch: Num[np.ndarray, "n H W 3"],
     sizes: Int[np.ndarray, "n 2"],
     settings: Settings,
+    keep_regions: bool,
 ) -> Described:
     """One batch through the compiled program, back on the host."""
     regions = np.stack([_regions(params.network, h, w, settings) for h, w in sizes.tolist()])
-    described = _describe_batch(params, batch, sizes, regions, pool=settings.pool)
+    described = _describe_batch(
+        params, batch, sizes, regions, pool=settings.pool, keep_regions=keep_regions
+    )
     return jax.tree.map(np.asarray, described)
 
 

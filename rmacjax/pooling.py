@@ -32,6 +32,7 @@ __all__ = [
     "pad_regions",
     "region_generalized_means",
     "region_maxima",
+    "region_vectors",
     "rmac",
     "spoc",
 ]
@@ -257,13 +258,39 @@ def aggregate_regions(
     >>> [round(value, 3) for value in joined.tolist()]
     [0.707, 0.707]
     """
+    return l2_normalize(jnp.sum(region_vectors(vectors, whitening, mask), axis=0))
+
+
+def region_vectors(
+    vectors: Num[Array | np.ndarray, "r c"],
+    whitening: Whitening | None = None,
+    mask: Bool[Array | np.ndarray, "r"] | None = None,
+) -> Float[Array, "r d"]:
+    """Normalize and whiten each region's vector by itself: l2, whiten, l2.
+
+    They are what `aggregate_regions` sums up.
+
+    Args:
+        vectors: one pooled vector per region.
+        whitening: applied to each region; None leaves it out.
+        mask: False for rows that are no region.
+
+    Returns:
+        (r, d) float32, unit rows; zero for zero rows and for those that are no region.
+
+    References:
+        Tolias et al. 2016, section 3.2.
+
+    >>> region_vectors(np.float32([[3, 4], [0, 7]]), mask=np.asarray([False, True])).tolist()
+    [[0.0, 0.0], [0.0, 1.0]]
+    """
     x = jnp.asarray(vectors)
     x = l2_normalize(x.astype(float_dtype(x.dtype)))
     if whitening is not None:
         x = whiten(whitening, x)
     if mask is not None:
         x = jnp.where(jnp.asarray(mask)[:, None], x, 0.0)
-    return l2_normalize(jnp.sum(x, axis=0))
+    return x
 
 
 def pad_regions(regions: Int[np.ndarray, "r 4"], rows: int) -> Int[np.ndarray, "rows 4"]:

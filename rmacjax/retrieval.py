@@ -1,8 +1,9 @@
 """Retrieval: from an outlined object to ranked photos with boxes.
 
-One path, read downwards: the query's descriptor ranks everything (*filter*); the best thousand maps
-are read, AML finds the object in each, and the descriptor of what was found scores it (*re-rank*);
-the mean of the query and the best five boxes scores those thousand once more (*expand*).
+One path, read downwards: the query's descriptor ranks everything (*filter*), by the images' own
+descriptors or by the best of each image's regions; the best thousand maps are read, AML finds the
+object in each, and the descriptor of what was found scores it (*re-rank*); the mean of the query
+and the best five boxes scores those thousand once more (*expand*).
 
 Where the descriptors and maps lie is not decided here: anything with the few members of `Gallery`
 can be searched, a collection on disk and arrays in memory alike.
@@ -35,6 +36,9 @@ MAP_SIDES = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64)
 Depth = int | Literal["all"]
 """How many of the best photos are re-ranked; "all" localises the query in every one."""
 
+FirstStage = Literal["descriptor", "regions"]
+"""What the filter compares the query with: an image's descriptor, or the best of its regions."""
+
 MAPS_PER_BATCH = {"cpu": 16, "gpu": 128, "tpu": 128}
 
 AT_ONCE = 2
@@ -55,6 +59,13 @@ class Gallery(Protocol):
 
     def read_levels(self, indices: Sequence[int]) -> list[UInt8[np.ndarray, "_ _ c"]]:
         """The quantised activation maps of some images, in the order asked for."""
+
+    def region_scores(self, descriptor: Float[np.ndarray, " d"]) -> Float[np.ndarray, " n"]:
+        """Each image's largest dot product of a descriptor with any of its regions' vectors.
+
+        Raises:
+            ValueError: where the gallery has no region vectors.
+        """
 
 
 class Query(NamedTuple):
@@ -95,7 +106,7 @@ class Retrieved(NamedTuple):
 
     Attributes:
         ranking: the final order, of all images that the filter kept.
-        filtered: the order by the query's descriptor alone.
+        filtered: the order by the first stage alone.
         reranked: the order by the boxes' descriptors, or None where nothing was re-ranked.
         boxes: gallery position -> (k, 4) boxes in cells, best first.
         box_scores: gallery position -> (k,) cosines of localization.
@@ -175,6 +186,7 @@ def retrieve(
     instances: int = 1,
     alpha: float | None = None,
     fusion: float = 0.0,
+    first_stage: FirstStage = "descriptor",
 ) -> Retrieved:
     """Rank a gallery for one query.
 
@@ -190,16 +202,21 @@ def retrieve(
         instances: boxes per image.
         alpha: exponent of the paper's generalized mean for localization; None for exact maxima.
         fusion: share (0..1) of the whole image's descriptor in what is re-ranked; 0 scores the box
-            alone, as published, 1 the whole image alone, which without expansion is the filter's
-            order. Expansion takes the boxes' descriptors in any case.
+            alone, as published, 1 the whole image alone, which without expansion is the order of
+            a filter by descriptors. Expansion takes the boxes' descriptors in any case.
+        first_stage: what the filter ranks by: "descriptor", one vector per image as published, or
+            "regions", the best of the image's regions, in which an object that fills a small part
+            of a photo is not drowned by the rest.
+
+    Raises:
+        ValueError: where the first stage is "regions" and the gallery has no region vectors.
     """
     seconds: dict[str, float] = {}
     with _timed(seconds, "filter"):
         size = len(gallery.map_sizes)
         depth = size if rerank == "all" else rerank
         count = max(1, min(size, max(keep, depth)))
-        scores, indices = top_k(query.descriptor, gallery.descriptors, count, rows=size)
-        filtered = Stage(np.asarray(indices), np.asarray(scores))
+        filtered = _filtered(query, gallery, count, first_stage)
     chosen = filtered.indices[:depth]
     if not len(chosen):
         return Retrieved(filtered, filtered, None, {}, {}, seconds)
@@ -221,6 +238,17 @@ def retrieve(
             expanded = np.asarray(average_expansion(query.descriptor, vectors[order]))
             ranking = _reordered(filtered, fused, expanded)
     return Retrieved(ranking, filtered, reranked, boxes, box_scores, seconds)
+
+
+def _filtered(query: Query, gallery: Gallery, count: int, first_stage: FirstStage) -> Stage:
+    """The best images by the first stage. Of equal scores the lower position comes first."""
+    if first_stage == "regions":
+        every = gallery.region_scores(query.descriptor)
+        best = np.argsort(-every, kind="stable")[:count]
+        return Stage(best, every[best])
+    size = len(gallery.map_sizes)
+    scores, indices = top_k(query.descriptor, gallery.descriptors, count, rows=size)
+    return Stage(np.asarray(indices), np.asarray(scores))
 
 
 def _find_boxes(

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-__all__ = ["BLOCK_ROWS", "all_scores", "pad_rows", "padded_size", "top_k"]
+__all__ = ["BLOCK_ROWS", "all_scores", "best_scores", "pad_rows", "padded_size", "top_k"]
 
 BLOCK_ROWS = 2_000
 """Rows that are turned into float32 at a time."""
@@ -122,6 +122,41 @@ def all_scores(
     rows = _check(query, descriptors, rows)
     padded = _padded(descriptors)
     return _scores(jnp.asarray(query, jnp.float32), padded, jnp.int32(rows))[:rows]
+
+
+def best_scores(
+    query: Float[Array | np.ndarray, "d"],
+    vectors: Float[Array | np.ndarray, "r d"],
+    counts: Int[np.ndarray, "n"],
+) -> Float[np.ndarray, "n"]:
+    """Score images that have several vectors each by the best of them.
+
+    Args:
+        query: (d,).
+        vectors: (r, d), float16 or float32: those of the first image, then those of the second, and
+            so on. What lies below the last image's is padding.
+        counts: how many vectors each image has.
+
+    Returns:
+        (n,) float32, each image's largest dot product; -1, the least that a cosine can be, for an
+        image without vectors, and -inf for NaN alone.
+
+    Raises:
+        ValueError: more vectors counted than there are, or a query of another length.
+
+    >>> vectors = np.float32([[1, 0], [0, 1], [0, -1]])
+    >>> best_scores(np.float32([0.6, 0.8]), vectors, np.asarray([2, 0, 1])).tolist() == [
+    ...     np.float32(0.8), -1.0, np.float32(-0.8)]
+    True
+    """
+    rows = _check(query, vectors, int(counts.sum()))
+    scores = _scores(jnp.asarray(query, jnp.float32), _padded(vectors), jnp.int32(rows))
+    best = np.full(len(counts), -1.0, np.float32)
+    some = counts > 0
+    if rows:
+        starts = (np.cumsum(counts) - counts)[some]
+        best[some] = np.maximum.reduceat(np.asarray(scores)[:rows], starts)
+    return best
 
 
 def _check(query: Array | np.ndarray, descriptors: Array | np.ndarray, rows: int | None) -> int:

@@ -171,9 +171,9 @@ def test_command_line_defaults_are_the_functions_defaults():
     def default(function, name):
         return inspect.signature(function).parameters[name].default
 
-    for name in ("top", "rerank", "expand", "instances", "fusion"):
+    for name in ("top", "rerank", "expand", "instances", "fusion", "first_stage"):
         assert default(cli.function_of("search"), name) == default(Collection.search, name)
-    for name in ("rerank", "expand", "fusion"):
+    for name in ("rerank", "expand", "fusion", "first_stage"):
         assert default(cli.function_of("evaluate"), name) == default(Collection.search, name)
         assert default(pictures.settings_in_words, name) == default(Collection.search, name)
     assert default(cli.function_of("whiten"), "shrinkage") == default(
@@ -367,6 +367,63 @@ def test_search_refuses(capsys, made, options, code, sentence):
     assert sentence in err and "Traceback" not in err
 
 
+@pytest.fixture(scope="module")
+def made_with_regions(tmp_path_factory, made, weights) -> str:
+    """The same photos, with their regions' vectors."""
+    target = str(tmp_path_factory.mktemp("regions") / "collection")
+    folder = made[1][0].parent
+    assert main(["index", str(folder), target, "--weights", weights, "--regions"]) == 0
+    return target
+
+
+def test_search_by_regions(capsys, made, made_with_regions, tmp_path):
+    from rmacjax.collection import Collection
+
+    paths = made[1]
+    words = ["search", made_with_regions, paths[3], "--box", 32, 32, 96, 96]
+    options = ["--first-stage", "regions", "--json", "-"]
+    code, out, _ = run(capsys, *words, *options, "--rerank", 0)
+    hits = document(out)["hits"]
+    library = Collection.open(made_with_regions).search(
+        str(paths[3]), (32, 32, 96, 96), rerank=0, first_stage="regions"
+    )
+    assert code == 0 and [hit["path"] for hit in hits] == [hit.path for hit in library]
+    np.testing.assert_allclose([hit["score"] for hit in hits], [hit.score for hit in library])
+    assert all(hit["score"] == hit["filter_score"] for hit in hits)
+    page = tmp_path / "page.html"
+    code, out, _ = run(capsys, *words, *options, "--html", page)
+    again = {hit["path"]: hit["filter_score"] for hit in document(out)["hits"]}
+    assert code == 0 and again == {hit["path"]: hit["score"] for hit in hits}
+    assert "by the best of each photo&#x27;s regions" in page.read_text("utf-8")
+    by_photo = document(run(capsys, *words, "--rerank", 0, "--json", "-")[1])["hits"]
+    assert [hit["score"] for hit in by_photo] != [hit["score"] for hit in hits]
+
+
+def test_search_by_regions_needs_a_collection_that_has_them(capsys, made):
+    target, paths = made
+    code, out, err = run(capsys, "search", target, paths[0], "--first-stage", "regions")
+    assert (code, out) == (2, "")
+    assert err.count("\n") == 1 and "--regions" in err and "index the photos again" in err
+    code, out, err = run(capsys, "search", target, paths[0], "--first-stage", "region")
+    assert (code, out) == (2, "") and "descriptor" in err
+
+
+def test_index_goes_on_with_or_without_regions_as_it_began(
+    capsys, made, made_with_regions, tmp_path
+):
+    target, paths = made
+    code, out, err = run(capsys, "index", paths[0], target, "--regions")
+    assert (code, out) == (2, "") and "was made without --regions" in err
+    more = fill(tmp_path, [30])
+    for words in (["index", more[0], made_with_regions], ["add", made_with_regions, more[0]]):
+        assert document(run(capsys, *words, "--json", "-")[1])["photos"] == 6
+    words = ["search", made_with_regions, more[0], "--first-stage", "regions", "--json", "-"]
+    found = document(run(capsys, *words)[1])["hits"]
+    assert len(found) == 6 and str(more[0]) in [hit["path"] for hit in found]
+    code, _, _ = run(capsys, "remove", made_with_regions, more[0])
+    assert code == 0 and len(document(run(capsys, *words)[1])["hits"]) == 5
+
+
 def test_search_for_a_missing_or_broken_photo(capsys, made, tmp_path):
     (tmp_path / "bad.jpg").write_bytes(b"no photo")
     for name in ("bad.jpg", "missing.jpg"):
@@ -417,6 +474,19 @@ def test_evaluate_scores_each_stage(capsys, known, weights, tmp_path):
     assert [row["search"] for row in few["rows"]] == ["filter"]
     table = run(capsys, "evaluate", known, *options[:2], "--expand", 0)[1].splitlines()
     assert [line.split("\t")[0] for line in table] == ["search", "filter", "+ AML"]
+
+
+@pytest.mark.parametrize("first_stage", ["descriptor", "regions"])
+def test_evaluate_says_which_first_stage_it_used(capsys, known, weights, tmp_path, first_stage):
+    words = ["evaluate", known, "--weights", weights, "--first-stage", first_stage, "--rerank", 0]
+    markdown = tmp_path / "t.md"
+    code, out, err = run(capsys, *words, "--json", "-", "--markdown", markdown)
+    scores = document(out)
+    assert code == 0, err
+    assert scores["first_stage"] == first_stage
+    assert [row["search"] for row in scores["rows"]] == ["filter"]
+    assert f"first stage {first_stage}" in markdown.read_text()
+    assert first_stage in run(capsys, *words)[2]
 
 
 def test_evaluate_needs_a_ground_truth(capsys, tmp_path, weights):

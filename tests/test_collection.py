@@ -11,12 +11,14 @@ import textwrap
 import numpy as np
 import pytest
 
-from rmacjax import weights
+from rmacjax import activations, weights
+from rmacjax import collection as collection_module
 from rmacjax.backbones import initialize
 from rmacjax.collection import AddReport, Collection
 from rmacjax.descriptors import Settings
 from rmacjax.preprocessing import encode_jpeg, encode_png
-from rmacjax.regions import box_iou
+from rmacjax.regions import box_iou, rmac_regions
+from rmacjax.retrieval import describe_query
 from rmacjax.scenes import render_collection
 
 OBJECTS, VIEWS, DISTRACTORS = 3, 3, 6
@@ -132,6 +134,126 @@ def test_several_instances_give_separate_boxes(collection, photos):
                 assert box_iou(np.asarray(first), np.asarray(second)) < 0.6
 
 
+@pytest.fixture(scope="module")
+def region_collection(params, photos, tmp_path_factory):
+    made = Collection.create(
+        tmp_path_factory.mktemp("regions") / "c", params, settings=SETTINGS, regions=True
+    )
+    assert made.add(photos[0].parent).added == len(photos)
+    return made
+
+
+def slow_region_scores(params, paths, query):
+    """Each photo's best region, in float64, from its activation map and one region at a time."""
+    scores = {}
+    for path, a1 in zip(paths, activations(params, paths, settings=SETTINGS), strict=True):
+        a1 = np.asarray(a1, np.float64)
+        best = -np.inf
+        for top, left, bottom, right in rmac_regions(*a1.shape[:2]):
+            vector = a1[top:bottom, left:right].max(axis=(0, 1))
+            vector /= np.linalg.norm(vector)
+            if params.whitening is not None:
+                vector = np.asarray(params.whitening.projection) @ (vector - params.whitening.mean)
+                vector /= np.linalg.norm(vector)
+            best = max(best, float(vector @ query))
+        scores[path] = best
+    return scores
+
+
+def check_first_stage(c, photo, box=None):
+    """Search by regions, and compare scores and order with the slow reference."""
+    query = describe_query(c.params, photo, box, settings=c.settings).descriptor
+    wanted = slow_region_scores(c.params, c.paths, query.astype(np.float64))
+    hits = c.search(photo, box, top=len(c), rerank=0, first_stage="regions").hits
+    assert sorted(hit.path for hit in hits) == sorted(c.paths)
+    for hit in hits:
+        assert hit.score == hit.filter_score
+        assert hit.score == pytest.approx(wanted[hit.path], abs=1e-3)  # float16 on the disk
+    assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
+    return hits
+
+
+@pytest.mark.parametrize("kept_bytes", [None, 0])
+def test_the_first_stage_by_regions_equals_brute_force(
+    region_collection, scenes, photos, monkeypatch, kept_bytes
+):
+    """With the vectors kept in memory, and with none: then every search streams them."""
+    if kept_bytes is not None:
+        monkeypatch.setattr(collection_module, "REGION_BYTES", kept_bytes)
+    c = Collection.open(region_collection.location)
+    assert c.regions
+    for index, box in scenes.queries:
+        check_first_stage(c, photos[index], tuple(int(b) for b in box))
+    assert (c.gallery()._regions is None) == (kept_bytes == 0)
+    again = c.search(photos[0], rerank=0, first_stage="regions")
+    assert again.hits == c.search(photos[0], rerank=0, first_stage="regions").hits
+
+
+def test_the_first_stage_only_chooses_what_is_reranked(region_collection, photos, scenes):
+    index, box = scenes.queries[0]
+    box = tuple(int(b) for b in box)
+    every = [
+        {
+            hit.path: (hit.score, hit.box_px)
+            for hit in region_collection.search(
+                photos[index], box, top=len(photos), rerank="all", first_stage=first
+            )
+        }
+        for first in ("descriptor", "regions")
+    ]
+    assert every[0].keys() == every[1].keys()
+    for path, (score, found) in every[0].items():
+        assert every[1][path][0] == pytest.approx(score, abs=1e-5)
+        assert every[1][path][1] == found
+    few = region_collection.search(photos[index], box, rerank=2, expand=0, first_stage="regions")
+    first = check_first_stage(region_collection, photos[index], box)
+    boxed = {hit.path for hit in few if hit.box_px is not None}
+    assert boxed == {hit.path for hit in first[:2]}
+
+
+def test_regions_follow_what_is_added_replaced_and_removed(params, scenes, tmp_path, monkeypatch):
+    monkeypatch.setattr(collection_module, "COMMIT_IMAGES", 2)
+    monkeypatch.setattr(collection_module, "COMPACT_FRAGMENTS", 2)
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for i in range(7):
+        (folder / f"{i}.png").write_bytes(encode_png(scenes.images[i]))
+    c = Collection.create(tmp_path / "c", params, settings=SETTINGS, regions=True)
+    c.add([folder / f"{i}.png" for i in range(3)])
+    check_first_stage(c, scenes.images[0])
+    c.remove(folder / "0.png")
+    (folder / "1.png").write_bytes(encode_png(scenes.images[8][:, :150]))  # fewer regions
+    c = Collection.open(tmp_path / "c")
+    assert c.add(folder)[:3] == (5, 1, 1)  # and puts the table together
+    assert len(c) == 7
+    hits = check_first_stage(c, scenes.images[8][:, :150])
+    assert hits[0].path == str(folder / "1.png")
+    c.remove(c.paths)
+    assert len(c.search(scenes.images[0], first_stage="regions")) == 0
+
+
+@pytest.mark.parametrize("settings", [Settings(256, pool="mac"), Settings(256, pool="gem")])
+def test_the_one_region_of_other_pools_is_the_photo(params, scenes, tmp_path, settings):
+    (tmp_path / "a.png").write_bytes(encode_png(scenes.images[0]))
+    (tmp_path / "b.png").write_bytes(encode_png(scenes.images[1]))
+    c = Collection.create(tmp_path / "c", params, settings=settings, regions=True)
+    c.add([tmp_path / "a.png", tmp_path / "b.png"])
+    by_region, by_descriptor = (
+        c.search(scenes.images[2], rerank=0, first_stage=first).hits
+        for first in ("regions", "descriptor")
+    )
+    assert [hit.path for hit in by_region] == [hit.path for hit in by_descriptor]
+    for one, other in zip(by_region, by_descriptor, strict=True):
+        assert one.score == pytest.approx(other.score, abs=1e-6)
+
+
+def test_a_collection_without_regions_says_how_to_get_them(collection, photos):
+    assert not Collection.open(collection.location).regions
+    with pytest.raises(ValueError, match=r"no region vectors.*index the photos again") as caught:
+        collection.search(photos[0], first_stage="regions")
+    assert "\n" not in str(caught.value) and "regions=True" in str(caught.value)
+
+
 def test_adding_again_skips_and_replaces_only_what_changed(params, scenes, tmp_path):
     folder = tmp_path / "photos"
     folder.mkdir()
@@ -200,6 +322,7 @@ def test_opening_nothing_and_creating_twice_are_refused(collection, params, tmp_
         ({"rerank": "ALL"}, 'rerank is a number of photos or "all"'),
         ({"instances": 0}, "instances"),
         ({"fusion": 1.5}, "fusion is a share"),
+        ({"first_stage": "region"}, 'first_stage is "descriptor" or "regions", not \'region\''),
     ],
 )
 def test_wrong_numbers_are_refused(collection, photos, options, sentence):

@@ -13,6 +13,7 @@ from rmacjax.backbones import TORCHVISION_CONVENTION, Network, initialize
 from rmacjax.descriptors import Params, Settings
 from rmacjax.extraction import Extracted, Failed, activations, batch_size, bucket_side, describe
 from rmacjax.preprocessing import encode_png
+from rmacjax.regions import rmac_regions
 from rmacjax.whitening import Whitening
 
 RANDOM = np.random.default_rng(0)
@@ -141,6 +142,65 @@ def test_a_bad_image_is_named_and_the_rest_goes_on(params, tmp_path):
     assert isinstance(items[1], Extracted) and items[1].levels.dtype == np.uint8
     with pytest.raises(OSError, match=r"bad\.jpg"):
         describe(params, [good, bad])
+
+
+def slow_regions(a1, whitening, with_global=False):
+    """Each region's maxima, normalized, whitened, normalized: in float64, box by box."""
+    a1 = np.asarray(a1, np.float64)
+    boxes = rmac_regions(*a1.shape[:2]).tolist() + [[0, 0, *a1.shape[:2]]] * with_global
+    rows = []
+    for top, left, bottom, right in boxes:
+        vector = a1[top:bottom, left:right].max(axis=(0, 1))
+        vector /= np.linalg.norm(vector)
+        if whitening is not None:
+            vector = np.asarray(whitening.projection, np.float64) @ (vector - whitening.mean)
+            vector /= np.linalg.norm(vector)
+        rows.append(vector)
+    return np.stack(rows)
+
+
+@pytest.mark.parametrize(
+    "settings", [Settings(), Settings(whiten=False), Settings(with_global=True)]
+)
+def test_kept_regions_are_what_the_descriptor_is_the_sum_of(params, settings):
+    photos = images(SIZES)
+    maps = activations(params, photos)
+    whitening = params.whitening if settings.whiten else None
+    items = list(extraction.extract(params, photos, settings=settings, keep_regions=True))
+    assert len({len(item.regions) for item in items}) > 1  # no padding is kept
+    for item in items:
+        expected = slow_regions(maps[item.index], whitening, settings.with_global)
+        assert item.regions.shape == expected.shape and item.regions.dtype == np.float32
+        np.testing.assert_allclose(item.regions, expected, atol=2e-5)
+        total = item.regions.sum(axis=0, dtype=np.float64)
+        np.testing.assert_allclose(item.descriptor, total / np.linalg.norm(total), atol=1e-6)
+
+
+def test_keeping_regions_changes_nothing_else(params):
+    def by_index(**options):
+        items = extraction.extract(params, images(SIZES), **options)
+        return sorted(items, key=lambda item: item.index)
+
+    for plain, kept in zip(by_index(), by_index(keep_regions=True), strict=True):
+        assert plain.regions is None
+        np.testing.assert_allclose(kept.descriptor, plain.descriptor, atol=1e-6)
+        np.testing.assert_array_equal(kept.levels, plain.levels)
+
+
+def test_regions_of_several_scales_are_those_of_the_first(params):
+    photos = images([(190, 150)])
+    scales = Settings(scales=(0.5, 1.0))
+    (both,) = extraction.extract(params, photos, settings=scales, keep_regions=True)
+    (whole,) = extraction.extract(params, photos, keep_regions=True)
+    np.testing.assert_allclose(both.regions, whole.regions, atol=1e-6)
+
+
+@pytest.mark.parametrize("pool", ["mac", "spoc", "gem"])
+def test_other_pools_have_one_region_the_whole(params, pool):
+    photos = images(SIZES[:3])
+    for item in extraction.extract(params, photos, settings=Settings(pool=pool), keep_regions=True):
+        assert item.regions.shape == (1, 48)
+        np.testing.assert_allclose(item.regions[0], item.descriptor, atol=1e-6)
 
 
 WRONG = """

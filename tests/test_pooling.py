@@ -17,6 +17,7 @@ from rmacjax.pooling import (
     pad_regions,
     region_generalized_means,
     region_maxima,
+    region_vectors,
     rmac,
     spoc,
 )
@@ -197,6 +198,24 @@ def test_padding_rows_and_masked_rows_add_nothing(rng):
     padded[5:] = 1
     mask = np.arange(8) < 5
     np.testing.assert_allclose(aggregate_regions(padded, whitening, mask), expected, atol=1e-6)
+
+
+def test_region_vectors_are_the_summands(rng):
+    vectors = activations(rng, 1, 5)[0]
+    vectors[3] = 0
+    for whitening in (None, some_whitening(rng)):
+        rows = region_vectors(vectors, whitening)
+        assert rows.dtype == np.float32
+        for row, vector in zip(rows, vectors, strict=True):
+            expected = oracles.aggregate_regions([vector], whitening)
+            np.testing.assert_allclose(row, expected, atol=2e-6)
+        np.testing.assert_array_equal(rows[3], 0)
+        np.testing.assert_allclose(
+            unit(np.sum(rows, axis=0)), aggregate_regions(vectors, whitening), atol=1e-6
+        )
+        kept = region_vectors(vectors, whitening, np.arange(5) != 1)
+        np.testing.assert_array_equal(kept[1], 0)
+        np.testing.assert_array_equal(kept[2:], rows[2:])
 
 
 def test_nothing_to_see_is_a_zero_descriptor(rng):

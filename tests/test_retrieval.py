@@ -21,8 +21,9 @@ CHANNELS, DIMENSIONS = 24, 10
 class Arrays:
     """A gallery in memory; it notes what is read."""
 
-    def __init__(self, descriptors, levels):
+    def __init__(self, descriptors, levels, regions=None):
         self.descriptors = descriptors
+        self.regions = regions
         self.levels = levels
         self.map_sizes = np.asarray([level.shape[:2] for level in levels], np.int32)
         self.read = []
@@ -30,6 +31,11 @@ class Arrays:
     def read_levels(self, indices):
         self.read += indices
         return [self.levels[i] for i in indices]
+
+    def region_scores(self, descriptor):
+        if self.regions is None:
+            raise ValueError("no region vectors")
+        return np.asarray([max(own @ descriptor) for own in self.regions], np.float32)
 
 
 def unit(x):
@@ -187,11 +193,44 @@ def test_stages_are_left_out_where_asked(world):
     assert filtered.ranking.indices.tolist() == filtered.filtered.indices.tolist()
 
 
+def test_a_region_finds_what_drowns_in_the_sum(world):
+    """One region of the last image is the query itself, four show other things."""
+    levels, whitening, _, query = world
+    basis = np.linalg.qr(
+        np.stack([query.descriptor, *np.eye(DIMENSIONS)[: DIMENSIONS - 1]], axis=1)
+    )[0].T.astype(np.float32)
+    basis[0] = query.descriptor
+    rival = (0.6 * basis[0] + 0.8 * basis[6])[None]
+    regions = [rival] * (len(levels) - 1) + [basis[:5]]
+    descriptors = np.stack([unit(own.sum(axis=0)) for own in regions])
+    gallery = Arrays(descriptors, levels, regions)
+    options = {"whitening": whitening, "settings": SETTINGS, "keep": 3, "expand": 0}
+    published = retrieve(query, gallery, rerank=0, **options).filtered
+    assert len(levels) - 1 not in published.indices
+    found = retrieve(query, gallery, rerank=0, first_stage="regions", **options).filtered
+    assert found.indices.tolist() == [len(levels) - 1, 0, 1]
+    np.testing.assert_allclose(found.scores, [1, 0.6, 0.6], atol=1e-6)
+    assert found.scores.dtype == np.float32
+    for fusion in (0.0, 0.5):  # of all images, the first stage decides nothing but the order
+        one = retrieve(query, gallery, rerank="all", fusion=fusion, **options)
+        other = retrieve(
+            query, gallery, rerank="all", fusion=fusion, first_stage="regions", **options
+        )
+        scores = dict(zip(one.ranking.indices.tolist(), one.ranking.scores, strict=True))
+        for index, score in zip(other.ranking.indices.tolist(), other.ranking.scores, strict=True):
+            assert score == pytest.approx(scores[index], abs=1e-6)
+    with pytest.raises(ValueError, match="no region vectors"):
+        retrieve(query, Arrays(descriptors, levels), first_stage="regions", **options)
+
+
 def test_an_empty_gallery_gives_an_empty_ranking(world):
     _, whitening, _, query = world
     gallery = Arrays(np.zeros((0, DIMENSIONS), np.float32), [])
     gallery.map_sizes = np.zeros((0, 2), np.int32)
     found = retrieve(query, gallery, whitening=whitening, settings=SETTINGS)
+    assert len(found.ranking.indices) == 0
+    gallery.regions = []
+    found = retrieve(query, gallery, whitening=whitening, settings=SETTINGS, first_stage="regions")
     assert len(found.ranking.indices) == 0
 
 

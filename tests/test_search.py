@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rmacjax import search
-from rmacjax.search import BLOCK_ROWS, all_scores, pad_rows, padded_size, top_k
+from rmacjax.search import BLOCK_ROWS, all_scores, best_scores, pad_rows, padded_size, top_k
 
 
 def unit_rows(rng, n, d, dtype=np.float32):
@@ -79,6 +79,31 @@ def test_padded_once_equals_padded_each_time(rng):
     np.testing.assert_array_equal(top_k(query, dirty, 7, rows=2500)[1], each_time[1])
 
 
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+@pytest.mark.parametrize("counts", [[1], [3, 1, 700, 2, 1500], [0, 2, 0, 0, 5, 0], [0, 0], []])
+def test_the_best_of_each_image_equals_a_loop(rng, dtype, counts):
+    vectors = unit_rows(rng, sum(counts), 16, dtype)
+    query = unit_rows(rng, 1, 16)[0]
+    wanted, start = [], 0
+    for count in counts:
+        own = vectors[start : start + count].astype(np.float64)
+        wanted.append(max([float(row @ query) for row in own], default=-1.0))
+        start += count
+    counts = np.asarray(counts, np.int64)
+    for given_vectors in (vectors, pad_rows(vectors)):
+        best = best_scores(query, given_vectors, counts)
+        assert best.dtype == np.float32
+        np.testing.assert_allclose(best, np.asarray(wanted), atol=1e-6)
+
+
+def test_the_best_of_each_image_compiles_few_programs(rng):
+    query = unit_rows(rng, 1, 6)[0]
+    search._scores.clear_cache()
+    for rows in (1, 3, 150, 1999, 2000, 2001, 3100, 4000, 5999):
+        best_scores(query, np.ones((rows, 6), np.float16), np.asarray([rows]))
+    assert search._scores._cache_size() == 3
+
+
 def test_nothing_to_find(rng):
     scores, indices = top_k(np.ones(4, np.float32), np.zeros((0, 4), np.float32), 3)
     assert scores.shape == indices.shape == (0,)
@@ -142,3 +167,5 @@ def test_errors(rng):
     for function, more in ((top_k, (2,)), (all_scores, ())):
         with pytest.raises(ValueError, match="the descriptors have 4 dimensions"):
             inspect.unwrap(function)(descriptors[0, :3], descriptors, *more)
+    with pytest.raises(ValueError, match="rows is 6, but the matrix has 5"):
+        best_scores(descriptors[0], descriptors, np.asarray([2, 4]))

@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rmacjax.storage import Snapshot, StoredImage, Table, durability, rows, table
+from rmacjax.storage import Snapshot, StoredImage, Table, durability, regions, rows, table
 from rmacjax.storage import pack_levels as pack
 from rmacjax.storage import unpack_levels as unpack
 
@@ -430,6 +430,132 @@ def test_a_lost_file_is_one_sentence(tmp_path):
     assert re.fullmatch(
         r"the collection at .* could not be read .*: [^'].*\.lance", str(caught.value)
     )
+
+
+# Regions
+
+
+def with_regions(*names_and_seeds):
+    """Images with 1 to 5 region vectors each; every seventh has none at all."""
+    return [
+        image._replace(
+            regions=np.random.default_rng([seed, 2])
+            .standard_normal((0 if seed % 7 == 6 else 1 + seed % 5, D))
+            .astype(np.float32)
+        )
+        for image, (_, seed) in zip(make_images(*names_and_seeds), names_and_seeds, strict=True)
+    ]
+
+
+def new_region_table(folder, images=()):
+    made = Table.create(folder / "regions", dimensions=D, channels=C, regions=True)
+    if images:
+        made.append(images)
+    return made
+
+
+def check_regions(opened, expected, snapshot=None):
+    """Compare all region vectors of a snapshot with those of the images, bit for bit."""
+    if snapshot is None:
+        check(opened, expected)
+        snapshot = opened.snapshot()
+    found = {}
+    for part in opened.read_regions(snapshot):
+        assert part.vectors.dtype == np.float16
+        assert part.counts.sum() == len(part.vectors)
+        split = np.split(part.vectors, np.cumsum(part.counts)[:-1])
+        for index, own in zip(part.indices.tolist(), split, strict=True):
+            assert index not in found
+            found[index] = own.tobytes()
+    half = [image.regions.astype(np.float16).tobytes() for image in expected]
+    assert found == dict(enumerate(half))
+
+
+@pytest.mark.parametrize("at_once", [1, 3, 512])
+def test_regions_come_back_bit_for_bit_and_line_up_with_the_snapshot(
+    tmp_path, monkeypatch, at_once
+):
+    monkeypatch.setattr(regions, "ROWS_AT_ONCE", at_once)
+    images = with_regions(*((str(k), k) for k in range(10)))
+    made = new_region_table(tmp_path)
+    check_regions(made, [])
+    made.append(images[:7])
+    made.append(images[7:])
+    check_regions(made, images)
+    check_regions(Table.open(made.location), images)
+    before = made.snapshot()
+    made.delete(["0", "3", "9"])
+    anew = with_regions(("5", 55), ("1", 51))
+    made.append(anew)  # replaces
+    rest = [images[k] for k in (2, 4, 6, 7, 8)] + anew
+    check_regions(made, rest)
+    check_regions(made, images, before)  # the old version, by a table that has moved on
+    made.append(with_regions(("x", 6)))
+    made.compact(keep_seconds=0)
+    assert made.fragments == 1
+    check_regions(made, rest + with_regions(("x", 6)))
+    with pytest.raises(RuntimeError, match="a new snapshot may help"):
+        check_regions(made, images, before)
+
+
+def test_regions_of_older_doubles_are_passed_over(tmp_path, monkeypatch):
+    first = new_region_table(tmp_path)
+    second = Table.open(first.location)
+    assert second.regions
+    meanwhile(monkeypatch, lambda: first.append(with_regions(("a", 1), ("b", 2))))
+    with monkeypatch.context() as patch:
+        patch.setattr(table, "_older_doubles", lambda found: found.addresses[:0])
+        second.append(with_regions(("c", 3), ("a", 4)))
+    opened = Table.open(first.location)
+    assert len(opened) == 4
+    check_regions(opened, with_regions(("b", 2), ("c", 3), ("a", 4)), opened.snapshot())
+
+
+def test_regions_beside_a_compaction_keep_their_rows(tmp_path, monkeypatch):
+    made = new_region_table(tmp_path)
+    for k in range(4):
+        made.append(with_regions((str(k), k)))
+    writer = Table.open(made.location)
+    real, left = durability.sync_fragments, [1]
+
+    def sync_fragments(*arguments):
+        real(*arguments)
+        if left:
+            left.pop()
+            writer.append(with_regions(("1", 9), ("new", 10)))
+
+    monkeypatch.setattr(table, "sync_fragments", sync_fragments)
+    made.compact()
+    made.refresh()
+    check_regions(made, with_regions(("0", 0), ("2", 2), ("3", 3), ("1", 9), ("new", 10)))
+
+
+def test_a_table_without_regions_has_no_column_for_them(tmp_path):
+    made = new_table(tmp_path, with_regions(("a", 1)))  # passed over
+    assert not made.regions and not Table.open(made.location).regions
+    dataset = lance.dataset(made.location)
+    assert "regions" not in dataset.schema.names
+    assert b'"regions"' not in dataset.schema.metadata[b"rmacjax"]
+    with pytest.raises(ValueError, match=r"keeps no region vectors.*index .* again with --regions"):
+        next(made.read_regions(made.snapshot()))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (None, "'x' has no region vectors"),
+        (np.ones((2, D + 1), np.float32), r"'x' has region vectors of shape \(2, 7\)"),
+        (np.ones(D, np.float32), r"'x' has region vectors of shape \(6,\)"),
+        (np.full((2, D), np.nan, np.float32), "of 'x' is not finite in float16"),
+        (np.full((2, D), 1e5, np.float32), "of 'x' is not finite in float16"),
+    ],
+)
+def test_regions_that_do_not_fit_change_nothing(tmp_path, monkeypatch, change, message):
+    made = new_region_table(tmp_path, with_regions(("a", 1)))
+    monkeypatch.setattr(rows, "half_regions", unchecked(rows.half_regions))
+    with pytest.raises(ValueError, match=message):
+        made.append([*with_regions(("b", 2)), make_image("x", 3)._replace(regions=change)])
+    check_regions(made, with_regions(("a", 1)))
 
 
 # Versions

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 from tyro.conf import Positional, arg
 
 from rmacjax.cli.terminal import (
+    FirstStageName,
     Flag,
     JsonFile,
     OutFile,
@@ -29,10 +30,10 @@ if TYPE_CHECKING:
 
     from rmacjax.collection import Collection
     from rmacjax.datasets import GroundTruth, Query
-    from rmacjax.retrieval import Depth, Retrieved
+    from rmacjax.retrieval import Depth, FirstStage, Retrieved
 
 ROWS = ("filter", "+ AML", "+ AML + QE")
-"""The paper's three rows: by descriptor, re-ranked by the boxes found, and with query expansion."""
+"""The paper's three rows: by the filter alone, re-ranked by the boxes found, and with expansion."""
 
 
 class Row(NamedTuple):
@@ -83,14 +84,15 @@ def evaluate(
     rerank: RerankDepth = 1000,
     expand: Annotated[int, arg(metavar="N")] = 5,
     fusion: Annotated[float, arg(metavar="SHARE")] = 0.0,
+    first_stage: FirstStageName = "descriptor",
     markdown: OutFile = None,
     json: JsonFile = None,
 ) -> None:
     """Measure the search on photos with known answers.
 
     Prints the mean average precision, how often the first photo is right, and how well the boxes
-    lie where true boxes are known: by descriptor alone, re-ranked with boxes (AML), and with query
-    expansion (QE).
+    lie where true boxes are known: by the first stage alone, re-ranked with boxes (AML), and with
+    query expansion (QE).
 
     For example:
 
@@ -112,6 +114,8 @@ def evaluate(
         rerank: How many of the best photos to look into for the object; "all": into every one.
         expand: How many of the best finds to search with once more. 0: none.
         fusion: How much the whole photo counts beside the box that was found, 0 to 1.
+        first_stage: What all photos are ranked by first (the row "filter"): one descriptor each, or
+            the best of their regions.
         markdown: Write the table as Markdown.
         json: Write the scores as JSON to this file, "-" for stdout.
     """
@@ -142,14 +146,25 @@ def evaluate(
         learned, _ = learn(params, whiten_on, settings)
         params = params._replace(whitening=learned)
     with tempfile.TemporaryDirectory(prefix="rmacjax-evaluate-") as scratch:
-        collection = Collection.create(os.path.join(scratch, "photos"), params, settings=settings)
+        collection = Collection.create(
+            os.path.join(scratch, "photos"),
+            params,
+            settings=settings,
+            regions=first_stage == "regions",
+        )
         say(f"{truth.name}: {count(len(truth.paths), 'photo')}, {len(truth.queries)} queries")
         with progress("photos") as update:
             report = collection.add(truth.paths, progress=update)
         list_skipped(report.skipped)
         with progress("queries") as update:
             outcome = measure(
-                collection, truth, rerank=rerank, expand=expand, fusion=fusion, progress=update
+                collection,
+                truth,
+                rerank=rerank,
+                expand=expand,
+                fusion=fusion,
+                first_stage=first_stage,
+                progress=update,
             )
         photos = len(collection)
     facts: dict[str, object] = {
@@ -163,6 +178,7 @@ def evaluate(
         "rerank": rerank,
         "expand": expand,
         "fusion": fusion,
+        "first_stage": first_stage,
         "photos_per_second": round(photos / max(report.seconds, 1e-9), 2),
     }
     _report(outcome, facts, markdown, json)
@@ -175,6 +191,7 @@ def measure(
     rerank: "Depth" = 1000,
     expand: int = 5,
     fusion: float = 0.0,
+    first_stage: "FirstStage" = "descriptor",
     progress: Callable[[int, int], None] | None = None,
 ) -> Outcome:
     """Search for every query of a ground truth and score each stage.
@@ -185,6 +202,7 @@ def measure(
         rerank: how many of the best photos are re-ranked; 0 for none, "all" for every one.
         expand: how many of the best boxes join the query; 0 for none.
         fusion: share of the whole photo's descriptor in what is re-ranked.
+        first_stage: what the filter ranks by; "regions" wants a collection that keeps them.
         progress: called with (done, total) after each query.
     """
     import numpy as np
@@ -212,6 +230,7 @@ def measure(
             rerank=rerank,
             expand=expand,
             fusion=fusion,
+            first_stage=first_stage,
         )
         orders = (found.filtered, found.reranked, found.ranking if expand else None)
         for name, stage in zip(ROWS, orders, strict=True):
@@ -261,6 +280,7 @@ def _report(
         table(headings, lines)
         times = ", ".join(f"{stage} {duration(t)}" for stage, t in outcome.seconds.items())
         say(f"{facts['photos_per_second']} photos described per second; per query: {times}")
+        say(f"first stage (the row {ROWS[0]!r}): {facts['first_stage']}")
     if markdown is not None:
         settings = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in facts.items())
         rows = [" | ".join(line) for line in lines]

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 from tyro.conf import Positional, arg
 
 from rmacjax.cli.terminal import (
+    FirstStageName,
     JsonFile,
     OutFile,
     PeoplesBox,
@@ -33,6 +34,7 @@ def search(
     rerank: RerankDepth = 1000,
     expand: Annotated[int, arg(metavar="N")] = 5,
     fusion: Annotated[float, arg(metavar="SHARE")] = 0.0,
+    first_stage: FirstStageName = "descriptor",
     instances: Annotated[int, arg(metavar="N")] = 1,
     html: OutFile = None,
     png: OutFile = None,
@@ -48,6 +50,7 @@ def search(
         rmacjax search holiday church.jpg --box 120 80 460 390
         rmacjax search holiday church.jpg --box 120 80 460 390 --html found.html
         rmacjax search holiday church.jpg --top 5 --json -
+        rmacjax search holiday church.jpg --box 120 80 460 390 --first-stage regions
 
     Args:
         collection: The collection's folder.
@@ -58,6 +61,8 @@ def search(
             0: none, no boxes.
         expand: How many of the best finds to search with once more. 0: none.
         fusion: How much the whole photo counts beside the box that was found, 0 to 1.
+        first_stage: What all photos are ranked by first: one descriptor each, or the best of their
+            regions, which finds smaller objects. Needs a collection made by index --regions.
         instances: How many boxes per photo, where the object is there more than once.
         html: Write a page with photos and boxes.
         png: Write one picture with photos and boxes.
@@ -75,7 +80,14 @@ def search(
     if not len(opened):
         raise OSError(f"the collection {collection!r} is empty: rmacjax add {collection} PHOTOS...")
     result = opened.search(
-        query, asked, top=top, rerank=rerank, expand=expand, instances=instances, fusion=fusion
+        query,
+        asked,
+        top=top,
+        rerank=rerank,
+        expand=expand,
+        instances=instances,
+        fusion=fusion,
+        first_stage=first_stage,
     )
     if json != "-":
         _print(result)
@@ -84,7 +96,9 @@ def search(
     if html is not None or png is not None:
         from rmacjax.pictures import settings_in_words
 
-        facts = settings_in_words(opened, rerank=rerank, expand=expand, fusion=fusion)
+        facts = settings_in_words(
+            opened, rerank=rerank, expand=expand, fusion=fusion, first_stage=first_stage
+        )
         _draw(result, facts, html, png)
 
 

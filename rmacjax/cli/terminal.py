@@ -36,6 +36,9 @@ def _option(metavar: str) -> Any:
 Flag = Annotated[bool, tyro.conf.arg(help_behavior_hint="")]
 JsonFile = Annotated[str | None, _option("FILE")]
 OutFile = Annotated[str | None, _option("FILE")]
+FirstStageName = Annotated[
+    Literal["descriptor", "regions"], tyro.conf.arg(metavar="descriptor|regions")
+]
 RerankDepth = Annotated[int | Literal["all"], tyro.conf.arg(metavar="N|all")]
 PeoplesBox = Annotated[
     tuple[int, int, int, int] | None,

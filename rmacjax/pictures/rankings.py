@@ -184,7 +184,12 @@ def duration(seconds: int | float) -> str:
 
 
 def settings_in_words(
-    collection: Any, *, rerank: int | Literal["all"] = 1000, expand: int = 5, fusion: float = 0.0
+    collection: Any,
+    *,
+    rerank: int | Literal["all"] = 1000,
+    expand: int = 5,
+    fusion: float = 0.0,
+    first_stage: Literal["descriptor", "regions"] = "descriptor",
 ) -> dict[str, object]:
     """What a page says about how its results came about, as names and values.
 
@@ -193,9 +198,11 @@ def settings_in_words(
         rerank: how many photos were re-ranked, or "all".
         expand: how many boxes joined the query.
         fusion: share of the whole photo in the re-ranking score.
+        first_stage: what all photos were ranked by first.
     """
     depth = "every photo" if rerank == "all" else f"the best {rerank:,}" if rerank else "no"
     score = f"{1 - fusion:.0%} box, {fusion:.0%} whole photo" if fusion else "the box alone"
+    first = "the best of each photo's regions" if first_stage == "regions" else "whole photos"
     params, settings = collection.params, collection.settings
     pool = "R-MAC" if settings.pool == "rmac" else settings.pool.upper()
     whitened = params.whitening is not None and settings.whiten
@@ -205,6 +212,7 @@ def settings_in_words(
         "Network": network,
         "Descriptor": f"{pool}, {'whitened' if whitened else 'not whitened'}",
         "Long side": f"at most {settings.long_side} pixels",
+        "First ranked": f"by {first}",
         "Re-ranked": f"{depth}, by {score}" if rerank else depth,
         "Query expansion": f"by the best {expand:,} boxes" if rerank and expand else "no",
     }

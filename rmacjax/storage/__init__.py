@@ -1,8 +1,9 @@
 """Tables of described images on disk: the only door to Lance.
 
 A table holds one row per image: its path and sizes, the signature of its file, its descriptor
-(float16) and its activation map, quantised to levels 0..8 and packed (`pack_levels`). Every change
-is one commit that either happens or does not:
+(float16) and its activation map, quantised to levels 0..8 and packed (`pack_levels`); where the
+table was made so, also the vectors of its regions (float16, `Table.read_regions`). Every change is
+one commit that either happens or does not:
 
 * the files of new rows are written and flushed to the disk first, then comes the commit, then the
   commit's own file and folder are flushed: what `Table.append` has acknowledged survives a power
@@ -17,6 +18,7 @@ what they have acknowledged. This package knows NumPy, not JAX.
 """
 
 from rmacjax.storage.levels import pack_levels, unpack_levels
+from rmacjax.storage.regions import StoredRegions
 from rmacjax.storage.rows import Snapshot, StoredImage
 from rmacjax.storage.table import FORMAT_VERSION, Table
 
@@ -24,6 +26,7 @@ __all__ = [
     "FORMAT_VERSION",
     "Snapshot",
     "StoredImage",
+    "StoredRegions",
     "Table",
     "pack_levels",
     "unpack_levels",

@@ -13,6 +13,7 @@ from jaxtyping import Float, Float16, Int32, Int64, UInt8
 from lance.fragment import FragmentMetadata
 
 from rmacjax.storage.levels import pack_levels
+from rmacjax.storage.regions import half_regions, region_column
 
 
 class StoredImage(NamedTuple):
@@ -27,6 +28,8 @@ class StoredImage(NamedTuple):
         file_mtime_ns: modification time of the file; with its size, the file's signature.
         descriptor: (d,) float16 or float32, stored as float16.
         levels: (h, w, c) uint8, the quantised activation map, values 0..8.
+        regions: (r, d) float16 or float32, one vector per region, stored as float16; a table that
+            keeps none passes them over.
     """
 
     path: str
@@ -36,6 +39,7 @@ class StoredImage(NamedTuple):
     file_mtime_ns: int
     descriptor: Float[np.ndarray, " d"]
     levels: UInt8[np.ndarray, "h w c"]
+    regions: Float[np.ndarray, "r d"] | None = None
 
 
 class Snapshot(NamedTuple):
@@ -74,11 +78,12 @@ class Found(NamedTuple):
     names: list[bytes]
 
 
-def schema(dimensions: int) -> pa.Schema:
+def schema(dimensions: int, *, regions: bool) -> pa.Schema:
     """Return the columns of a table.
 
     Args:
         dimensions: d, the descriptors' length.
+        regions: whether the table keeps region vectors.
 
     Returns:
         The schema, without metadata. Paths are bytes, because file names are; maps are a blob
@@ -94,23 +99,29 @@ def schema(dimensions: int) -> pa.Schema:
         "map_width": pa.int32(),
         "descriptor": pa.list_(pa.float16(), dimensions),
     }
+    if regions:
+        plain["regions"] = pa.list_(pa.float16())
     fields = [pa.field(name, dtype, nullable=False) for name, dtype in plain.items()]
     return pa.schema([*fields, lance.blob_field("levels", nullable=False)])
 
 
-def to_columns(images: Sequence[StoredImage], *, dimensions: int, channels: int) -> pa.Table:
+def to_columns(
+    images: Sequence[StoredImage], *, dimensions: int, channels: int, regions: bool
+) -> pa.Table:
     """Check images and put them into columns, their maps packed.
 
     Args:
         images: the rows; where a path occurs twice the last one counts.
         dimensions: d, what the table's descriptors have.
         channels: c, what the table's maps have.
+        regions: whether the table keeps region vectors.
 
     Returns:
         A row per path.
 
     Raises:
-        ValueError: for a shape that does not fit, or a descriptor that is not finite in float16.
+        ValueError: for a shape that does not fit, a descriptor or a region's vector that is not
+            finite in float16, or region vectors that are missing.
     """
     images = list({image.path: image for image in images}.values())
     for image in images:
@@ -124,6 +135,7 @@ def to_columns(images: Sequence[StoredImage], *, dimensions: int, channels: int)
                 f"the map of {image.path!r} has shape {image.levels.shape}, "
                 f"those of the collection have (h, w, {channels})"
             )
+    halves = [half_regions(image.path, image.regions, dimensions) for image in images if regions]
     with np.errstate(over="ignore"):
         descriptors = np.stack([image.descriptor.astype(np.float16) for image in images])
     finite = np.isfinite(descriptors).all(axis=1)
@@ -141,9 +153,10 @@ def to_columns(images: Sequence[StoredImage], *, dimensions: int, channels: int)
         pa.array([image.levels.shape[0] for image in images], pa.int32()),
         pa.array([image.levels.shape[1] for image in images], pa.int32()),
         pa.FixedSizeListArray.from_arrays(pa.array(descriptors.reshape(-1)), dimensions),
+        *([region_column(halves)] if regions else []),
         lance.blob_array(packed),
     ]
-    return pa.Table.from_arrays(arrays, schema=schema(dimensions))
+    return pa.Table.from_arrays(arrays, schema=schema(dimensions, regions=regions))
 
 
 def encode_paths(paths: Sequence[str]) -> pa.Array:

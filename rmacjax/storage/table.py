@@ -29,6 +29,7 @@ from rmacjax.storage.durability import (
     sync_manifests,
 )
 from rmacjax.storage.levels import unpack_levels
+from rmacjax.storage.regions import StoredRegions, read_regions
 from rmacjax.storage.rows import (
     Found,
     Snapshot,
@@ -63,6 +64,7 @@ class Table:
         metadata: the strings given to `create`; they never change.
         dimensions: d, the descriptors' length.
         channels: c, the maps' channels.
+        regions: whether it keeps the vectors of each image's regions.
         recovered: a sentence per damaged version that `open` had to set aside.
     """
 
@@ -72,6 +74,7 @@ class Table:
         self.metadata: dict[str, str] = facts["metadata"]
         self.dimensions: int = facts["dimensions"]
         self.channels: int = facts["channels"]
+        self.regions: bool = facts.get("regions", False)
         self.recovered = recovered
         self._dataset = dataset
         self._snapshot: Snapshot | None = None
@@ -83,6 +86,7 @@ class Table:
         *,
         dimensions: int,
         channels: int,
+        regions: bool = False,
         metadata: dict[str, str] | None = None,
     ) -> "Table":
         """Make an empty table.
@@ -91,6 +95,7 @@ class Table:
             location: a folder that does not exist or is empty, or a URI.
             dimensions: d, the descriptors' length.
             channels: c, the maps' channels.
+            regions: whether to keep the vectors of each image's regions too.
             metadata: strings kept with the table; they cannot be changed.
 
         Returns:
@@ -120,7 +125,9 @@ class Table:
             "channels": int(channels),
             "metadata": metadata,
         }
-        columns = schema(dimensions).with_metadata({_FACTS: json.dumps(facts)})
+        if regions:
+            facts["regions"] = True
+        columns = schema(dimensions, regions=regions).with_metadata({_FACTS: json.dumps(facts)})
         try:
             with _failures("created", place):
                 dataset = lance.write_dataset(
@@ -214,7 +221,9 @@ class Table:
         """
         if not images:
             return 0
-        rows = to_columns(images, dimensions=self.dimensions, channels=self.channels)
+        rows = to_columns(
+            images, dimensions=self.dimensions, channels=self.channels, regions=self.regions
+        )
 
         def choose(found: Found) -> np.ndarray:
             if found.names and not replace:
@@ -297,10 +306,7 @@ class Table:
                 f"rows must lie in 0..{len(snapshot.paths) - 1}, got {chosen.min()}..{chosen.max()}"
             )
         row_ids = snapshot.row_ids[chosen]
-        with _failures("read (a new snapshot may help)", self.location):
-            dataset = self._dataset
-            if dataset.version != snapshot.version:
-                dataset = _open_any(self.location, version=snapshot.version)
+        with self._version_of(snapshot) as dataset:
 
             def read(part: np.ndarray) -> list[np.ndarray]:
                 blobs = dataset.read_blobs("levels", ids=part.tolist(), preserve_order=True)
@@ -308,6 +314,37 @@ class Table:
 
             parts = [row_ids[k : k + _READ_ROWS] for k in range(0, len(row_ids), _READ_ROWS)]
             return [levels for part in in_threads(read, parts) for levels in part]
+
+    def read_regions(self, snapshot: Snapshot) -> Iterator[StoredRegions]:
+        """Stream the region vectors of all rows of a snapshot, from the snapshot's own version.
+
+        Args:
+            snapshot: what `snapshot` has returned, now or earlier.
+
+        Yields:
+            Some hundred rows at a time, in no order; each row of the snapshot is there once.
+
+        Raises:
+            ValueError: for a table that keeps no regions.
+            RuntimeError: as `read_levels`.
+        """
+        if not self.regions:
+            raise ValueError(
+                f"the collection at {self.location} keeps no region vectors, which a first stage "
+                "by regions needs: index the photos again with --regions (in Python "
+                "regions=True), into another collection"
+            )
+        with self._version_of(snapshot) as dataset:
+            yield from read_regions(dataset, snapshot.row_ids, dimensions=self.dimensions)
+
+    @contextmanager
+    def _version_of(self, snapshot: Snapshot) -> Iterator[lance.LanceDataset]:
+        """The version that a snapshot shows, to be read while the context lasts."""
+        with _failures("read (a new snapshot may help)", self.location):
+            dataset = self._dataset
+            if dataset.version != snapshot.version:
+                dataset = _open_any(self.location, version=snapshot.version)
+            yield dataset
 
     def compact(self, *, keep_seconds: int | float = 3600, keep_versions: int = 1) -> None:
         """Merge small fragments, drop removed rows, delete what only old versions need.
