@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from typing import Literal, NamedTuple, get_args, overload
 
 import numpy as np
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Float, Int
 
 from rmacjax.descriptors import Params, Settings, fingerprint
 from rmacjax.extraction import DEFAULTS, Extracted, Failed, Source, extract
@@ -28,7 +28,7 @@ from rmacjax.retrieval import (
     retrieve,
 )
 from rmacjax.search import best_scores, pad_rows
-from rmacjax.storage import Snapshot, StoredImage, Table
+from rmacjax.storage import PackedLevels, Snapshot, StoredImage, Table
 from rmacjax.weights import load
 
 COMMIT_IMAGES = 256
@@ -145,8 +145,8 @@ class _StoredGallery:
     def map_sizes(self) -> Int[np.ndarray, "n 2"]:
         return self.snapshot.map_sizes
 
-    def read_levels(self, indices: Sequence[int]) -> list[UInt8[np.ndarray, "_ _ c"]]:
-        return self._table.read_levels(self.snapshot, indices)
+    def read_levels(self, indices: Sequence[int]) -> list[PackedLevels]:
+        return self._table.read_packed(self.snapshot, indices)
 
     def region_scores(self, descriptor: Float[np.ndarray, " d"]) -> Float[np.ndarray, " n"]:
         scores = np.empty(len(self.snapshot.paths), np.float32)

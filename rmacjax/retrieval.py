@@ -11,6 +11,7 @@ can be searched, a collection on disk and arrays in memory alike.
 References: Tolias et al., ICLR 2016, sections 5 and 6.
 """
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +29,7 @@ from rmacjax.preprocessing import load_image
 from rmacjax.regions import boxes_to_px, check_box_px
 from rmacjax.reranking import box_regions, describe_boxes, localize_batch
 from rmacjax.search import top_k
+from rmacjax.storage import PackedLevels
 from rmacjax.whitening import Whitening
 
 MAP_SIDES = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64)
@@ -42,7 +44,13 @@ FirstStage = Literal["descriptor", "regions"]
 MAPS_PER_BATCH = {"cpu": 16, "gpu": 128, "tpu": 128}
 
 AT_ONCE = 2
-"""Batches in work at the same time: one is read while the other computes, or each has a core."""
+"""Batches in work at a time: one is unpacked while the other computes, or each has a core."""
+
+
+READ_AHEAD = 256
+"""Maps that are fetched at a time, packed, while those before are unpacked and localised in."""
+
+Levels = UInt8[np.ndarray, "_ _ c"] | PackedLevels
 
 
 @runtime_checkable
@@ -57,8 +65,8 @@ class Gallery(Protocol):
     def map_sizes(self) -> Int[np.ndarray, "n 2"]:
         """Rows and columns of each activation map, cells."""
 
-    def read_levels(self, indices: Sequence[int]) -> list[UInt8[np.ndarray, "_ _ c"]]:
-        """The quantised activation maps of some images, in the order asked for."""
+    def read_levels(self, indices: Sequence[int]) -> Sequence[Levels]:
+        """The quantised activation maps of some images, in the order asked for, packed or not."""
 
     def region_scores(self, descriptor: Float[np.ndarray, " d"]) -> Float[np.ndarray, " n"]:
         """Each image's largest dot product of a descriptor with any of its regions' vectors.
@@ -267,8 +275,8 @@ def _find_boxes(
     box_scores: dict[int, np.ndarray] = {}
     ratio = np.float32(query.ratio)
 
-    def find(part: _Part) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        maps, sizes = _read(gallery, chosen, part)
+    def find(part: _Part, levels: Sequence[Levels]) -> tuple[np.ndarray, ...]:
+        maps, sizes = _batch(part, levels)
         maps = jax.device_put(maps)
         found = _localize_batch(maps, sizes, query.mac, ratio, alpha=alpha, instances=instances)
         score, box = (np.asarray(field) for field in found)
@@ -281,12 +289,13 @@ def _find_boxes(
         described = _describe_boxes(maps, regions, whitening, pool=settings.pool)
         return score, box, np.asarray(described)
 
-    parts = _parts(gallery, chosen)
     with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="localize") as pool:
-        for part, (score, box, described) in zip(parts, pool.map(find, parts), strict=True):
-            vectors[part.positions] = described[: len(part.positions)]
-            for row, index in enumerate(chosen[part.positions].tolist()):
-                boxes[index], box_scores[index] = box[row], score[row]
+        for parts, levels in _read_ahead(gallery, chosen):
+            for part, outcome in zip(parts, pool.map(find, parts, levels), strict=True):
+                score, box, described = outcome
+                vectors[part.positions] = described[: len(part.positions)]
+                for row, index in enumerate(chosen[part.positions].tolist()):
+                    boxes[index], box_scores[index] = box[row], score[row]
     return vectors, boxes, box_scores
 
 
@@ -348,17 +357,54 @@ def _parts(gallery: Gallery, chosen: Int[np.ndarray, " k"]) -> list[_Part]:
     ]
 
 
-def _read(
-    gallery: Gallery, chosen: Int[np.ndarray, " k"], part: _Part
+def _read_ahead(
+    gallery: Gallery, chosen: Int[np.ndarray, " k"]
+) -> Iterator[tuple[Sequence[_Part], list[Sequence[Levels]]]]:
+    """Some batches at a time with their maps; the next are being fetched meanwhile."""
+
+    def fetch(parts: Sequence[_Part]) -> list[Sequence[Levels]]:
+        positions = np.concatenate([part.positions for part in parts])
+        levels = gallery.read_levels(chosen[positions].tolist())
+        ends = np.cumsum([len(part.positions) for part in parts]).tolist()
+        return [
+            levels[end - len(part.positions) : end] for part, end in zip(parts, ends, strict=True)
+        ]
+
+    parts = _parts(gallery, chosen)
+    count = max(1, READ_AHEAD // parts[0].shape[0])
+    groups = [parts[start : start + count] for start in range(0, len(parts), count)]
+    with ThreadPoolExecutor(1, thread_name_prefix="read") as reader:
+        coming = reader.submit(fetch, groups[0])
+        for group, following in zip(groups, [*groups[1:], None], strict=True):
+            levels = coming.result()
+            if following is not None:
+                coming = reader.submit(fetch, following)
+            yield group, levels
+
+
+def _batch(
+    part: _Part, levels: Sequence[Levels]
 ) -> tuple[UInt8[np.ndarray, "n h w c"], Int32[np.ndarray, "n 2"]]:
-    """A part's maps, padded, and their valid sizes."""
-    levels = gallery.read_levels(chosen[part.positions].tolist())
-    maps = np.zeros((*part.shape, levels[0].shape[-1]), np.uint8)
+    """A part's maps, unpacked and padded, and their valid sizes."""
+    maps = _aligned((*part.shape, levels[0].shape[-1]))
     sizes = np.ones((part.shape[0], 2), np.int32)
+    maps[len(levels) :] = 0
     for row, level in enumerate(levels):
-        maps[row, : level.shape[0], : level.shape[1]] = level
-        sizes[row] = level.shape[:2]
+        h, w = sizes[row] = level.shape[:2]
+        maps[row, h:], maps[row, :h, w:] = 0, 0
+        if isinstance(level, PackedLevels):
+            level.unpack(maps[row, :h, :w])
+        else:
+            maps[row, :h, :w] = level
     return maps, sizes
+
+
+def _aligned(shape: tuple[int, ...]) -> UInt8[np.ndarray, "..."]:
+    """An empty array that a CPU device takes over as it is: it begins at a multiple of 64 bytes."""
+    size = math.prod(shape)
+    room = np.empty(size + 64, np.uint8)
+    start = -room.ctypes.data % 64
+    return room[start : start + size].reshape(shape)
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import struct
 import subprocess
 import sys
 import threading
+import zlib
 from pathlib import Path
 
 import lance
@@ -18,12 +19,25 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rmacjax.storage import Snapshot, StoredImage, Table, durability, regions, rows, table
+from rmacjax.storage import (
+    PackedLevels,
+    Snapshot,
+    StoredImage,
+    Table,
+    durability,
+    regions,
+    rows,
+    table,
+)
 from rmacjax.storage import pack_levels as pack
 from rmacjax.storage import unpack_levels as unpack
 
 ROOT = Path(__file__).resolve().parents[1]
 D, C = 6, 5
+
+
+def read_levels(opened, snapshot, indices):
+    return [packed.unpack() for packed in opened.read_packed(snapshot, indices)]
 
 
 def make_levels(seed, height=4, width=3, channels=C):
@@ -67,7 +81,7 @@ def check(opened, expected):
     assert snapshot.descriptors.dtype == np.float16
     assert snapshot.descriptors.tobytes() == b"".join(row.tobytes() for row in half)
     for read, image in zip(
-        opened.read_levels(snapshot, np.arange(len(expected))), expected, strict=True
+        read_levels(opened, snapshot, np.arange(len(expected))), expected, strict=True
     ):
         assert read.shape == image.levels.shape and read.dtype == np.uint8
         assert read.tobytes() == image.levels.tobytes()
@@ -90,6 +104,20 @@ def manifests(opened):
 def packed_by_hand(levels):
     """Write the documented format value by value."""
     height, width, channels = levels.shape
+    together = 2 if channels % 2 == 0 else 1
+    plain = bytearray()
+    for group in range(0, channels, together):
+        for y in range(0, height, 2):
+            for x in range(width):
+                for channel in range(group, group + together):
+                    below = levels[y + 1, x, channel] if y + 1 < height else 0
+                    plain.append(int(levels[y, x, channel]) + 16 * int(below))
+    return struct.pack("<BIII", 2, height, width, channels), bytes(plain)
+
+
+def packed_by_hand_earlier(levels):
+    """The format of the first collections: the map's two halves share bytes."""
+    height, width, channels = levels.shape
     pixels = [levels[y, x] for y in range(height) for x in range(width)]
     half = -(-len(pixels) // 2)
     plain = bytearray()
@@ -108,21 +136,28 @@ shapes = st.tuples(st.integers(1, 7), st.integers(1, 7), st.integers(1, 9))
 @given(shape=shapes, top=st.integers(0, 15), seed=st.integers(0, 2**32 - 1))
 def test_levels_come_back_bit_for_bit_in_the_documented_format(shape, top, seed):
     levels = np.random.default_rng(seed).integers(0, top + 1, shape, np.uint8)
-    back = unpack(pack(levels))
+    packed = pack(levels)
+    back = unpack(packed)
     np.testing.assert_array_equal(back, levels)
     assert back.flags.c_contiguous and back.flags.writeable
-    np.testing.assert_array_equal(unpack(packed_by_hand(levels)), levels)
-    assert (
-        pa.decompress(  # and the other way round, up to the compressor's choices
-            pack(levels)[13:], shape[2] * -(-shape[0] * shape[1] // 2), codec="zstd", asbytes=True
-        )
-        == pa.decompress(
-            packed_by_hand(levels)[13:],
-            shape[2] * -(-shape[0] * shape[1] // 2),
-            codec="zstd",
-            asbytes=True,
-        )
-    )
+    header, plain = packed_by_hand(levels)
+    body = pa.compress(plain, codec="lz4_raw", asbytes=True)
+    checksum = struct.pack("<I", zlib.crc32(header + body))
+    np.testing.assert_array_equal(unpack(header + checksum + body), levels)
+    assert packed[:13] == header  # and the other way round, up to the compressor's choices
+    assert pa.decompress(packed[17:], len(plain), codec="lz4_raw", asbytes=True) == plain
+    np.testing.assert_array_equal(unpack(packed_by_hand_earlier(levels)), levels)
+
+
+@given(shape=shapes, seed=st.integers(0, 2**32 - 1))
+def test_levels_are_unpacked_into_a_part_of_a_batch(shape, seed):
+    levels = np.random.default_rng(seed).integers(0, 16, shape, np.uint8)
+    for packed in (pack(levels), packed_by_hand_earlier(levels)):
+        batch = np.full((2, 9, 9, shape[2]), 99, np.uint8)
+        PackedLevels(packed).unpack(batch[1, : shape[0], : shape[1]])
+        expected = np.full_like(batch, 99)
+        expected[1, : shape[0], : shape[1]] = levels
+        np.testing.assert_array_equal(batch, expected)
 
 
 def test_levels_may_be_a_view_and_are_not_changed():
@@ -157,12 +192,15 @@ def test_what_is_no_map_is_refused(levels, error, message):
     ("change", "message"),
     [
         (lambda data: data[:13], "13 bytes are too few"),
-        (lambda data: b"\2" + data[1:], "format 2, this version of rmacjax reads 1"),
+        (lambda data: b"\3" + data[1:], "format 3, this version of rmacjax reads up to 2"),
         (lambda data: data[:-3], "damaged"),
-        (lambda data: data[:13] + bytes(20), "damaged"),
-        (lambda data: struct.pack("<BIII", 1, 4, 3, C + 1) + data[13:], "damaged"),
-        (lambda data: struct.pack("<BIII", 1, 4, 3, C - 1) + data[13:], "damaged"),
-        (lambda data: struct.pack("<BIII", 1, 2**31, 2**31, 2**31) + data[13:], "damaged"),
+        (lambda data: data[:13], "13 bytes are too few"),
+        (lambda data: data[:15], "damaged"),
+        (lambda data: data[:17] + bytes(20), "damaged"),
+        (lambda data: data[:-1] + bytes([data[-1] ^ 1]), "damaged"),
+        (lambda data: struct.pack("<BIII", 2, 4, 3, C + 1) + data[13:], "damaged"),
+        (lambda data: struct.pack("<BIII", 2, 4, 3, C - 1) + data[13:], "damaged"),
+        (lambda data: struct.pack("<BIII", 2, 2**31, 2**31, 2**31) + data[13:], "damaged"),
     ],
 )
 def test_damaged_bytes_are_refused(change, message):
@@ -195,11 +233,11 @@ def test_many_rows_are_read_in_the_order_asked_for(tmp_path):
     snapshot = made.snapshot()
     wanted = np.random.default_rng(0).permutation(100).tolist()
     wanted += [7, 7, 99, 0]
-    for read, k in zip(made.read_levels(snapshot, wanted), wanted, strict=True):
+    for read, k in zip(read_levels(made, snapshot, wanted), wanted, strict=True):
         np.testing.assert_array_equal(read, images[k].levels)
     for bad in ([-1], [0, 100]):
         with pytest.raises(ValueError, match=r"rows must lie in 0\.\.99, got"):
-            made.read_levels(snapshot, bad)
+            read_levels(made, snapshot, bad)
 
 
 def test_half_precision_descriptors_are_kept_and_others_rounded_once(tmp_path):
@@ -426,7 +464,7 @@ def test_a_lost_file_is_one_sentence(tmp_path):
     snapshot = made.snapshot()
     shutil.rmtree(Path(made.location, "data"))
     with pytest.raises(RuntimeError, match="could not be read") as caught:
-        made.read_levels(snapshot, [0])
+        read_levels(made, snapshot, [0])
     assert re.fullmatch(
         r"the collection at .* could not be read .*: [^'].*\.lance", str(caught.value)
     )
@@ -572,7 +610,7 @@ def test_a_reader_keeps_its_version_while_others_write(tmp_path):
     assert reader.refresh() and not reader.refresh()
     check(reader, make_images(("a", 1), ("b", 4), ("d", 5)))
     for one in (reader, writer):  # the old version, by tables that have moved on
-        for read, seed in zip(one.read_levels(before, [2, 1, 0]), (3, 2, 1), strict=True):
+        for read, seed in zip(read_levels(one, before, [2, 1, 0]), (3, 2, 1), strict=True):
             np.testing.assert_array_equal(read, make_levels(seed))
 
 
@@ -596,7 +634,7 @@ def test_compaction_keeps_rows_order_and_numbers(tmp_path):
     check(made, expected)
     check(Table.open(made.location), expected)
     np.testing.assert_array_equal(made.snapshot().row_ids, before.row_ids)
-    np.testing.assert_array_equal(made.read_levels(before, [3])[0], expected[3].levels)
+    np.testing.assert_array_equal(read_levels(made, before, [3])[0], expected[3].levels)
     version = made.version
     made.compact()  # nothing left to do
     assert made.version == version
@@ -622,13 +660,13 @@ def test_old_versions_are_deleted_when_they_are_old(tmp_path):
     files = set(Path(made.location).rglob("*"))
     made.compact()
     assert files <= set(Path(made.location).rglob("*"))  # all too young
-    made.read_levels(before, [0])
+    read_levels(made, before, [0])
     made.compact(keep_seconds=0)
     assert len(manifests(made)) == 1
     assert len(list(Path(made.location, "data").glob("*.lance"))) == 1
     check(Table.open(made.location), images)
     with pytest.raises(RuntimeError, match="a new snapshot may help"):
-        made.read_levels(before, [0])
+        read_levels(made, before, [0])
 
 
 def test_the_newest_versions_stay_when_asked(tmp_path):
@@ -683,7 +721,7 @@ def test_doubles_that_a_stopped_writer_has_left_count_once(tmp_path, monkeypatch
     snapshot = opened.snapshot()
     assert snapshot.paths == ["b", "c", "a"]
     assert snapshot.sizes_px[:, 0].tolist() == [102, 103, 104]
-    np.testing.assert_array_equal(opened.read_levels(snapshot, [2])[0], make_levels(4))
+    np.testing.assert_array_equal(read_levels(opened, snapshot, [2])[0], make_levels(4))
     assert opened.signatures()["a"][0] == 2**40 + 4
     opened.append(make_images(("a", 5)))  # heals it
     check(opened, make_images(("b", 2), ("c", 3), ("a", 5)))
@@ -815,7 +853,7 @@ def generations(opened):
     snapshot = opened.snapshot()
     signatures = opened.signatures()
     found = {}
-    maps = opened.read_levels(snapshot, range(len(snapshot.paths)))
+    maps = read_levels(opened, snapshot, range(len(snapshot.paths)))
     for path, descriptor, levels in zip(snapshot.paths, snapshot.descriptors, maps, strict=True):
         generation = signatures[path][0]
         assert (descriptor == generation).all()

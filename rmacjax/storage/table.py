@@ -17,7 +17,6 @@ from typing import Any
 import lance
 import numpy as np
 import pyarrow as pa
-from jaxtyping import UInt8
 from lance.dataset import Session  # type: ignore[attr-defined]
 from lance.fragment import FragmentMetadata, write_fragments
 from lance.optimize import Compaction
@@ -28,7 +27,7 @@ from rmacjax.storage.durability import (
     sync_fragments,
     sync_manifests,
 )
-from rmacjax.storage.levels import unpack_levels
+from rmacjax.storage.levels import PackedLevels
 from rmacjax.storage.regions import StoredRegions, read_regions
 from rmacjax.storage.rows import (
     Found,
@@ -36,7 +35,6 @@ from rmacjax.storage.rows import (
     StoredImage,
     encode_paths,
     find_rows,
-    in_threads,
     read_signatures,
     read_snapshot,
     schema,
@@ -49,7 +47,6 @@ FORMAT_VERSION = 1
 
 _FACTS = b"rmacjax"  # key of the schema's metadata under which `Table.create` keeps its facts
 _TARGET_ROWS = 4096  # rows per fragment after compaction; Lance's default rewrites whole tables
-_READ_ROWS = 32  # maps per thread and turn
 _RETRY_SECONDS = 120.0
 
 
@@ -282,18 +279,20 @@ class Table:
             self._snapshot = snapshot
         return snapshot
 
-    def read_levels(
+    def read_packed(
         self, snapshot: Snapshot, indices: Sequence[int] | np.ndarray
-    ) -> list[UInt8[np.ndarray, "_ _ c"]]:
+    ) -> list[PackedLevels]:
         """Read the maps of some rows of a snapshot, from the snapshot's own version.
+
+        Reading is one request to the disk for all, and short; unpacking is work, which the caller
+        may share out over threads. Fewer than some hundred maps at a time cost more each.
 
         Args:
             snapshot: what `snapshot` has returned, now or earlier.
             indices: (k,) numbers of rows in the snapshot, in any order.
 
         Returns:
-            k arrays (h, w, c) uint8 in the order of `indices`. All are in memory at once: ask for
-            slices where k maps are too many.
+            k packed maps in the order of `indices`; `PackedLevels.unpack` gives (h, w, c) uint8.
 
         Raises:
             ValueError: for numbers outside the snapshot.
@@ -305,15 +304,15 @@ class Table:
             raise ValueError(
                 f"rows must lie in 0..{len(snapshot.paths) - 1}, got {chosen.min()}..{chosen.max()}"
             )
+        if not chosen.size:
+            return []
         row_ids = snapshot.row_ids[chosen]
-        with self._version_of(snapshot) as dataset:
-
-            def read(part: np.ndarray) -> list[np.ndarray]:
-                blobs = dataset.read_blobs("levels", ids=part.tolist(), preserve_order=True)
-                return [unpack_levels(data or b"") for _, data in blobs]
-
-            parts = [row_ids[k : k + _READ_ROWS] for k in range(0, len(row_ids), _READ_ROWS)]
-            return [levels for part in in_threads(read, parts) for levels in part]
+        with _failures("read (a new snapshot may help)", self.location):
+            dataset = self._dataset
+            if dataset.version != snapshot.version:
+                dataset = _open_any(self.location, version=snapshot.version)
+            blobs = dataset.read_blobs("levels", ids=row_ids.tolist(), preserve_order=True)
+            return [PackedLevels(data or b"") for _, data in blobs]
 
     def read_regions(self, snapshot: Snapshot) -> Iterator[StoredRegions]:
         """Stream the region vectors of all rows of a snapshot, from the snapshot's own version.
