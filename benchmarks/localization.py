@@ -35,8 +35,12 @@ FILLED = 0.1
 JUDGED = 48
 """Boxes are judged on so many maps: the best of all boxes is looked for on each."""
 
+BLOCK = 8
+"""Maps of one call, as retrieval has them on a CPU."""
+
 Boxes = np.ndarray
-Way = Callable[[np.ndarray, np.ndarray], Boxes]
+Way = Callable[[], Boxes | None]
+"""What is timed; compiling and putting things in place have been done."""
 
 
 class Sizes(NamedTuple):
@@ -82,18 +86,20 @@ def by_transcription(maps: np.ndarray, query: np.ndarray) -> Boxes:
     return np.stack([oracles.aml(a1, query.astype(np.float64), RATIO)[1] for a1 in maps])
 
 
-def in_blocks(maps: np.ndarray, query: np.ndarray, *, way: str, block: int) -> Boxes:
-    """One of the package's searches, block by block in two threads."""
+def in_blocks(maps: np.ndarray, query: np.ndarray, *, way: str) -> Way:
+    """One of the package's searches over maps on the device, block by block in two threads."""
     import jax
 
     search = _search(way)
+    blocks = [jax.device_put(maps[i : i + BLOCK]) for i in range(0, len(maps), BLOCK)]
+    for block in {block.shape: block for block in blocks}.values():
+        search(block, query)  # compiles
 
-    def find(start: int) -> Boxes:
-        part = jax.device_put(maps[start : start + block])
-        return np.asarray(search(part, query))
+    def find() -> Boxes:
+        with ThreadPoolExecutor(2) as pool:
+            return np.concatenate(list(pool.map(lambda b: np.asarray(search(b, query)), blocks)))
 
-    with ThreadPoolExecutor(2) as pool:
-        return np.concatenate(list(pool.map(find, range(0, len(maps), block))))
+    return find
 
 
 _compiled: dict[str, Callable] = {}
@@ -156,11 +162,31 @@ class Stored:
                 os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
                 os.close(handle)
 
-    def read(self, *_: np.ndarray) -> None:
-        """Read a thousand maps, sixteen at a time in two threads, as retrieval does."""
-        parts = [self.rows[i : i + 16] for i in range(0, len(self.rows), 16)]
-        with ThreadPoolExecutor(2) as pool:
-            list(pool.map(lambda part: self.table.read_levels(self.snapshot, part), parts))
+    @property
+    def map_sizes(self) -> np.ndarray:
+        """As retrieval asks for them."""
+        return self.snapshot.map_sizes
+
+    def read_levels(self, indices: list[int]) -> list:
+        """As retrieval asks for them."""
+        return self.table.read_packed(self.snapshot, indices)
+
+    def read(self, search: Callable | None = None, query: np.ndarray | None = None) -> Boxes | None:
+        """Read a thousand maps as retrieval does, and localise in them if asked to."""
+        from rmacjax import retrieval
+
+        def work(part, levels) -> Boxes | None:
+            maps, _ = retrieval._batch(part, levels)
+            return None if search is None else np.asarray(search(maps, query))[: len(levels)]
+
+        found = np.zeros((len(self.rows), 4), np.int64)
+        parts = retrieval._parts(self, self.rows)
+        with ThreadPoolExecutor(retrieval.AT_ONCE) as pool:
+            packed = retrieval._read_ahead(self, self.rows, parts)
+            for part, boxes in zip(parts, retrieval._mapped(pool, work, packed), strict=True):
+                if boxes is not None:
+                    found[part.positions] = boxes
+        return None if search is None else found
 
 
 def seconds_of(action: Callable[[], object]) -> float:
@@ -169,9 +195,16 @@ def seconds_of(action: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def peak_MiB() -> float:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**20 if sys.platform == "darwin" else 2**10)
+def peak_MiB(*, anew: bool = False) -> float:
+    """The most memory this process has held, since it was last asked to count anew (on Linux)."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak / (2**20 if sys.platform == "darwin" else 2**10)
+    if anew:
+        Path("/proc/self/clear_refs").write_text("5")
+    (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+    return int(line.split()[1]) / 2**10
 
 
 def judge(maps: np.ndarray, true: np.ndarray, query: np.ndarray, found: Boxes) -> dict[str, float]:
@@ -195,25 +228,29 @@ def measure(name: str, sizes: Sizes) -> dict[str, object]:
     """Run one way in this process."""
     slow = name == "float64 transcription"
     maps, true, query = plant(sizes.slow if slow else sizes.maps)
-    ways: dict[str, Way] = {
-        "float64 transcription": by_transcription,
-        "published (alpha = 10)": partial(in_blocks, way="published", block=16),
-        "re-ranking (exact maxima)": partial(in_blocks, way="rerank", block=16),
-        "all boxes within 1.1": partial(in_blocks, way="within", block=16),
-        "all boxes": partial(in_blocks, way="all", block=16),
+    compiled = {
+        "published (alpha = 10)": "published",
+        "re-ranking (exact maxima)": "rerank",
+        "all boxes within 1.1": "within",
+        "all boxes": "all",
     }
     with tempfile.TemporaryDirectory() as folder:
         before: Callable[[], object] = lambda: None  # noqa: E731
-        if name in ways:
-            way = partial(ways[name], maps, query)
-            if not slow:
-                ways[name](maps[:32], query)  # compile
+        way: Way
+        if slow:
+            way = partial(by_transcription, maps, query)
+        elif name in compiled:
+            way = in_blocks(maps, query, way=compiled[name])
         else:
             collection = Stored(folder, maps, sizes.stored)
-            way = collection.read
+            search = _search("rerank") if name.startswith("re-ranking") else None
+            if search is not None:
+                search(maps[:BLOCK], query)  # compiles
+            way = partial(collection.read, search, query)
+            maps, true = maps[collection.rows % len(maps)], true[collection.rows % len(maps)]
             if name.endswith("cold"):
                 before = collection.forget
-        held = peak_MiB()
+        held = peak_MiB(anew=True)
         found = way()
         reads, times = [], []
         for _ in range(1 if slow else sizes.repeats):
@@ -225,7 +262,7 @@ def measure(name: str, sizes: Sizes) -> dict[str, object]:
             "ms per 1000 maps": round(1e6 * statistics.median(times) / len(maps), 1),
             "MiB above the maps": round(peak_MiB() - held),
         }
-        return report | (judge(maps, true, query, found) if found is not None else {})
+        return report if found is None else report | judge(maps, true, query, found)
 
 
 def main(*, maps: int = 1000, stored: int = 20_000, slow: int = 2, repeats: int = 5) -> None:
@@ -245,6 +282,8 @@ def main(*, maps: int = 1000, stored: int = 20_000, slow: int = 2, repeats: int 
         "all boxes",
         "reading from a collection, cold",
         "reading from a collection, warm",
+        "re-ranking from a collection, cold",
+        "re-ranking from a collection, warm",
     ]
     report = {}
     for name in names:

@@ -18,7 +18,7 @@ from rmacjax.descriptors import Pool, pool_map, region_grid
 from rmacjax.localization import Localization, aml_batch
 from rmacjax.whitening import Whitening
 
-SCORED_AT_ONCE = {"cpu": 16}
+SCORED_AT_ONCE = {"cpu": 8}
 """Maps whose candidates are scored side by side; elsewhere the whole batch."""
 
 REFINED_AT_ONCE = {"gpu": 64, "tpu": 64}

@@ -12,11 +12,13 @@ References: Tolias et al., ICLR 2016, sections 5 and 6.
 """
 
 import math
+import threading
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Literal, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import jax
 import numpy as np
@@ -41,16 +43,20 @@ Depth = int | Literal["all"]
 FirstStage = Literal["descriptor", "regions"]
 """What the filter compares the query with: an image's descriptor, or the best of its regions."""
 
-MAPS_PER_BATCH = {"cpu": 16, "gpu": 128, "tpu": 128}
+MAPS_PER_BATCH = {"cpu": 8, "gpu": 128, "tpu": 128}
 
 AT_ONCE = 2
 """Batches in work at a time: one is unpacked while the other computes, or each has a core."""
 
 
-READ_AHEAD = 256
+READ_AHEAD = 512
 """Maps that are fetched at a time, packed, while those before are unpacked and localised in."""
 
 Levels = UInt8[np.ndarray, "_ _ c"] | PackedLevels
+
+T = TypeVar("T")
+
+_own = threading.local()
 
 
 @runtime_checkable
@@ -289,13 +295,13 @@ def _find_boxes(
         described = _describe_boxes(maps, regions, whitening, pool=settings.pool)
         return score, box, np.asarray(described)
 
+    parts = _parts(gallery, chosen)
     with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="localize") as pool:
-        for parts, levels in _read_ahead(gallery, chosen):
-            for part, outcome in zip(parts, pool.map(find, parts, levels), strict=True):
-                score, box, described = outcome
-                vectors[part.positions] = described[: len(part.positions)]
-                for row, index in enumerate(chosen[part.positions].tolist()):
-                    boxes[index], box_scores[index] = box[row], score[row]
+        outcomes = _mapped(pool, find, _read_ahead(gallery, chosen, parts))
+        for part, (score, box, described) in zip(parts, outcomes, strict=True):
+            vectors[part.positions] = described[: len(part.positions)]
+            for row, index in enumerate(chosen[part.positions].tolist()):
+                boxes[index], box_scores[index] = box[row], score[row]
     return vectors, boxes, box_scores
 
 
@@ -358,19 +364,17 @@ def _parts(gallery: Gallery, chosen: Int[np.ndarray, " k"]) -> list[_Part]:
 
 
 def _read_ahead(
-    gallery: Gallery, chosen: Int[np.ndarray, " k"]
-) -> Iterator[tuple[Sequence[_Part], list[Sequence[Levels]]]]:
-    """Some batches at a time with their maps; the next are being fetched meanwhile."""
+    gallery: Gallery, chosen: Int[np.ndarray, " k"], parts: Sequence[_Part]
+) -> Iterator[tuple[_Part, Sequence[Levels]]]:
+    """The batches with their maps, many of which are fetched at a time, before they are needed."""
 
-    def fetch(parts: Sequence[_Part]) -> list[Sequence[Levels]]:
-        positions = np.concatenate([part.positions for part in parts])
+    def fetch(some: Sequence[_Part]) -> list[Sequence[Levels]]:
+        positions = np.concatenate([part.positions for part in some])
         levels = gallery.read_levels(chosen[positions].tolist())
-        ends = np.cumsum([len(part.positions) for part in parts]).tolist()
-        return [
-            levels[end - len(part.positions) : end] for part, end in zip(parts, ends, strict=True)
-        ]
+        counts = [len(part.positions) for part in some]
+        ends = np.cumsum(counts).tolist()
+        return [levels[end - n : end] for n, end in zip(counts, ends, strict=True)]
 
-    parts = _parts(gallery, chosen)
     count = max(1, READ_AHEAD // parts[0].shape[0])
     groups = [parts[start : start + count] for start in range(0, len(parts), count)]
     with ThreadPoolExecutor(1, thread_name_prefix="read") as reader:
@@ -379,13 +383,26 @@ def _read_ahead(
             levels = coming.result()
             if following is not None:
                 coming = reader.submit(fetch, following)
-            yield group, levels
+            yield from zip(group, levels, strict=True)
+
+
+def _mapped(
+    pool: ThreadPoolExecutor, function: Callable[..., T], items: Iterable[tuple]
+) -> Iterator[T]:
+    """Results in order, of calls that are made a few before they are asked for, and no more."""
+    waiting: deque[Future[T]] = deque()
+    for item in items:
+        waiting.append(pool.submit(function, *item))
+        if len(waiting) > 2 * AT_ONCE:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
 
 
 def _batch(
     part: _Part, levels: Sequence[Levels]
 ) -> tuple[UInt8[np.ndarray, "n h w c"], Int32[np.ndarray, "n 2"]]:
-    """A part's maps, unpacked and padded, and their valid sizes."""
+    """A part's maps, unpacked and padded, and their valid sizes; in memory that is used again."""
     maps = _aligned((*part.shape, levels[0].shape[-1]))
     sizes = np.ones((part.shape[0], 2), np.int32)
     maps[len(levels) :] = 0
@@ -400,9 +417,15 @@ def _batch(
 
 
 def _aligned(shape: tuple[int, ...]) -> UInt8[np.ndarray, "..."]:
-    """An empty array that a CPU device takes over as it is: it begins at a multiple of 64 bytes."""
+    """This thread's array for one batch, to be written over by the next.
+
+    It begins at a multiple of 64 bytes, so that a CPU device takes it over as it is; and it is the
+    same memory again and again, because touching fresh memory takes longer than unpacking.
+    """
     size = math.prod(shape)
-    room = np.empty(size + 64, np.uint8)
+    room = getattr(_own, "room", None)
+    if room is None or room.size < size + 64:
+        room = _own.room = np.empty(size + 64, np.uint8)
     start = -room.ctypes.data % 64
     return room[start : start + size].reshape(shape)
 

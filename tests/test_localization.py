@@ -409,6 +409,36 @@ def test_a_batch_is_one_map_after_the_other(rng, alpha, scored, refined):
         np.testing.assert_allclose(found.score[index], alone.score, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("search", "alpha"),
+    [(partial(aml, alpha=None), None), (aml, 10), (partial(aml, alpha=2.5), 2.5), (localize, None)],
+)
+def test_the_gradient_of_a_score_is_that_of_the_found_box(rng, search, alpha):
+    a = activations(rng, 8, 11) / 60
+    query = some_query(rng, a)
+    top, left, bottom, right = search(a, query, 0.8).box.tolist()
+
+    def score(x, q):
+        part = x[top:bottom, left:right].reshape(-1, 6)
+        vector = part.max(0) if alpha is None else (part**alpha).sum(0) ** (1 / alpha)
+        return vector @ q / np.linalg.norm(vector) / np.linalg.norm(q)
+
+    gradients = jax.grad(lambda x, q: search(x, q, 0.8).score, argnums=(0, 1))(a, query)
+    inputs = [a.astype(np.float64), query.astype(np.float64)]
+    assert np.any(gradients[0]) and not np.any(np.delete(gradients[0], range(top, bottom), axis=0))
+    for k, gradient in enumerate(gradients):
+        expected = np.zeros(inputs[k].shape)
+        for place in np.ndindex(expected.shape):
+            ends = []
+            for sign in (-1, 1):
+                moved = [x.copy() for x in inputs]
+                if moved[k][place] > 0:  # at 0 there is nothing below
+                    moved[k][place] += sign * 1e-6
+                ends.append(score(*moved))
+            expected[place] = (ends[1] - ends[0]) / 2e-6
+        np.testing.assert_allclose(gradient, expected, atol=2e-5)
+
+
 def test_a_thousand_ratios_are_one_compilation(rng):
     maps = np.stack([activations(rng, 6, 7) for _ in range(2)])
     query = some_query(rng, maps[0])

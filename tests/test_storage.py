@@ -1,6 +1,7 @@
 """Tables on disk: nothing acknowledged is lost, nothing is stored twice, every bit comes back."""
 
 import inspect
+import math
 import os
 import re
 import shutil
@@ -104,7 +105,7 @@ def manifests(opened):
 def packed_by_hand(levels):
     """Write the documented format value by value."""
     height, width, channels = levels.shape
-    together = 2 if channels % 2 == 0 else 1
+    together = math.gcd(channels, 4)
     plain = bytearray()
     for group in range(0, channels, together):
         for y in range(0, height, 2):

@@ -61,7 +61,7 @@ def pooling(x: Array, alpha: float | None = None) -> Pooling:
     """Exact maxima of a clean map, or generalized means where there is an exponent."""
     if alpha is None and jnp.issubdtype(x.dtype, jnp.integer):
         return Pooling(x, jnp.maximum, jnp.max, lambda values: values.astype(jnp.float32))
-    brightest = jnp.max(x).astype(jnp.float32)
+    brightest = jax.lax.stop_gradient(jnp.max(x)).astype(jnp.float32)
     scale = 1.0 / jnp.where(brightest > 0, brightest, 1.0)
     if alpha is None:
         return Pooling(x, jnp.maximum, jnp.max, lambda values: values.astype(jnp.float32) * scale)
