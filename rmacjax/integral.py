@@ -90,8 +90,8 @@ def integral_image(a1: Num[Array | np.ndarray, "h w c"], alpha: int | float = 10
     Args:
         a1: activation map, floats or quantised levels. Negative activations count as 0.
         alpha: the exponent, at least 1; 1 sums, more comes closer to the maximum. Powers have to
-            fit into a float, so activations below 2 ** (-240 / alpha) of their channel's maximum
-            count as 0: a ten-millionth at 10, a sixtieth at 40. `row_max_table` is the limit.
+            fit into a float, so activations below 2 ** (-200 / alpha) of their channel's maximum
+            count as 0: a millionth at 10, a thirtieth at 40. `row_max_table` is the limit.
 
     Returns:
         The table, float32 (float64 for a float64 map); with l = ceil(log2 h) it takes l to 2 l
@@ -181,10 +181,12 @@ def box_maximum(table: Num[Array, "l H w c"], box: Int[Array | np.ndarray, "4"])
 def channel_powers(
     x: Float[Array, "h w c"], alpha: float
 ) -> tuple[Float[Array, "h w c"], Float[Array, "c"]]:
-    """Powers ``(x / unit) ** alpha`` in a unit per channel that uses a float's whole range.
+    """Powers ``(x / unit) ** alpha`` in a unit per channel that uses most of a float's range.
 
-    The unit makes the largest sum over the map just fit, so that as little as can be underflows: at
-    alpha = 10 what is below 1e-7 of its channel's maximum, a float32's own resolution.
+    Larger units of powers keep smaller activations from underflowing; but the gradient of a box's
+    mean with respect to a power shrinks as the powers grow, and must not underflow either. So the
+    largest sum over the map is put at 2 ** 90 of a float32: activations of a millionth of their
+    channel's maximum still count at alpha = 10, and gradients of 1e-9 still come through.
 
     Args:
         x: activation map; negative activations count as 0.
@@ -195,7 +197,7 @@ def channel_powers(
     """
     finite = jnp.where(jnp.isfinite(x), x, 0.0)
     largest = jax.lax.stop_gradient(jnp.max(finite, axis=(0, 1)))
-    headroom = jnp.finfo(x.dtype).maxexp - 2 - math.log2(x.shape[0] * x.shape[1])
+    headroom = 0.7 * jnp.finfo(x.dtype).maxexp - math.log2(x.shape[0] * x.shape[1])
     stretch = 2.0 ** (headroom / alpha)
     unit = jnp.where(largest > 0, jnp.maximum(largest / stretch, jnp.finfo(x.dtype).tiny), 1.0)
     return power(x / unit[None, None, :], alpha), unit

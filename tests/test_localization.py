@@ -414,8 +414,7 @@ def test_a_batch_is_one_map_after_the_other(rng, alpha, scored, refined):
     [(partial(aml, alpha=None), None), (aml, 10), (partial(aml, alpha=2.5), 2.5), (localize, None)],
 )
 def test_the_gradient_of_a_score_is_that_of_the_found_box(rng, search, alpha):
-    a = activations(rng, 8, 11) / 60
-    query = some_query(rng, a)
+    a, query = activations(rng, 8, 11) / 60, rng.random(6).astype(np.float32)
     top, left, bottom, right = search(a, query, 0.8).box.tolist()
 
     def score(x, q):
