@@ -17,7 +17,7 @@ from rmacjax.localization.boxes import (
     whole_map,
 )
 from rmacjax.localization.grid import Grid, score_grid
-from rmacjax.localization.refinement import Join, all_at_once, line_by_line, refine
+from rmacjax.localization.refinement import Joining, all_at_once, line_by_line, refine
 from rmacjax.localization.scoring import (
     MISSING,
     SCORE_RESOLUTION,
@@ -198,12 +198,12 @@ def aml_batch(
         inputs = check_inputs(x[number], query, ratio, size)
         pooled = pooling(inputs.a1, plan.alpha)
         if not one_by_one:
-            join = all_at_once(pooled)
+            joining = all_at_once(pooled)
         elif plan.alpha is None:
-            join = line_by_line(x, number, pooled.combine)
+            joining = line_by_line(x, number, pooled.combine)
         else:
-            join = line_by_line(pooled.cells[None], 0, pooled.combine)
-        return _find(inputs, as_float(overlap), candidates, pooled, join, plan)
+            joining = line_by_line(pooled.cells[None], 0, pooled.combine)
+        return _find(inputs, as_float(overlap), candidates, pooled, joining, plan)
 
     sizes = jnp.asarray(sizes)
     many = len(maps) if side_by_side is None else side_by_side
@@ -257,8 +257,11 @@ def _aml(inputs: Inputs, overlap: Array, plan: _Plan) -> Localization:
     """The search, which is followed by no gradient, and the scores of what was found, which are."""
     fixed = jax.lax.stop_gradient(inputs)
     pooled = pooling(clean(fixed.a1), plan.alpha)
-    join = line_by_line(pooled.cells[None], 0, pooled.combine)
-    found = _find(fixed, overlap, _candidates(fixed, plan), pooled, join, plan)
+    if jax.default_backend() == "cpu":
+        joining = line_by_line(pooled.cells[None], 0, pooled.combine)
+    else:
+        joining = all_at_once(pooled)
+    found = _find(fixed, overlap, _candidates(fixed, plan), pooled, joining, plan)
     own, query = pooling(clean(inputs.a1), plan.alpha), unit_query(inputs)
     scores = cosines(jax.vmap(own.of_box)(found.box), query)
     return found._replace(score=jnp.where(found.score > MISSING, jnp.minimum(scores, 1.0), MISSING))
@@ -277,7 +280,12 @@ def _candidates(inputs: Inputs, plan: _Plan) -> Grid:
 
 
 def _find(
-    inputs: Inputs, overlap: Array, candidates: Grid, pooled: Pooling, join: Join, plan: _Plan
+    inputs: Inputs,
+    overlap: Array,
+    candidates: Grid,
+    pooled: Pooling,
+    joining: Joining,
+    plan: _Plan,
 ) -> Localization:
     """Instance by instance, the best free candidate, refined."""
     size, query = inputs.size, unit_query(inputs)
@@ -291,7 +299,7 @@ def _find(
             return on_map(boxes, size) & apart(boxes, earlier, overlap) & exists
 
         score, box = refine(
-            pooled, join, query, allow, box, steps=plan.refine_steps, passes=plan.passes
+            pooled, joining, query, allow, box, steps=plan.refine_steps, passes=plan.passes
         )
         score = jnp.where(exists, jnp.minimum(score, 1.0), MISSING)
         box = jnp.where(exists, box, 0)

@@ -18,10 +18,6 @@ _SIDES = np.arange(len(_MOVES)) // 2
 _AXES = _SIDES % 2
 _GROWS = (_MOVES.sum(axis=1) > 0) == (_SIDES >= 2)
 
-Join = Callable[[int, Array, Array, Array], Array]
-"""(axis, first, last, start): `start` combined with the map's lines first..last - 1 across an axis,
-rows (0) giving (w, c) and columns (1) giving (h, c)."""
-
 
 class Profiles(NamedTuple):
     """A box's rows, combined for every column of the map, and its columns, for every row.
@@ -35,8 +31,22 @@ class Profiles(NamedTuple):
     columns: Array
 
 
-def line_by_line(maps: Array, number: Array | int, combine: Combine) -> Join:
-    """Join the lines of one map of a batch (n, h, w, c) in a loop, reading no others.
+class Joining(NamedTuple):
+    """How lines are combined: those of a map into profiles, those of a profile into vectors.
+
+    Attributes:
+        lines: (axis, first, last, start) -> `start` combined with the map's lines first..last - 1
+            across an axis: rows (0) give (w, c), columns (1) give (h, c).
+        ranges: (profile (n, c), edges (m, 2)) -> the parts (m, c) of a profile from edge to edge,
+            exclusive and cut off at its ends.
+    """
+
+    lines: Callable[[int, Array, Array, Array], Array]
+    ranges: Callable[[Array, Array], Array]
+
+
+def line_by_line(maps: Array, number: Array | int, combine: Combine) -> Joining:
+    """Loops over the lines of one map of a batch (n, h, w, c), which read no others.
 
     Right where maps are refined one after the other: a box is a small part of its map, and a side
     that moves outward adds a few lines only.
@@ -44,32 +54,55 @@ def line_by_line(maps: Array, number: Array | int, combine: Combine) -> Join:
     _, h, w, c = maps.shape
     zero, which = jnp.int32(0), jnp.int32(number)
 
-    def line(axis: int, index: Array) -> Array:
-        if axis == 0:
-            return jax.lax.dynamic_slice(maps, (which, index, zero, zero), (1, 1, w, c))[0, 0]
-        return jax.lax.dynamic_slice(maps, (which, zero, index, zero), (1, h, 1, c))[0, :, 0]
+    def lines(axis: int, first: Array, last: Array, start: Array) -> Array:
+        def add(index: Array, sofar: Array) -> Array:
+            if axis == 0:
+                line = jax.lax.dynamic_slice(maps, (which, index, zero, zero), (1, 1, w, c))[0, 0]
+            else:
+                line = jax.lax.dynamic_slice(maps, (which, zero, index, zero), (1, h, 1, c))[
+                    0, :, 0
+                ]
+            return combine(sofar, line)
 
-    def join(axis: int, first: Array, last: Array, start: Array) -> Array:
-        return jax.lax.fori_loop(first, last, lambda i, sofar: combine(sofar, line(axis, i)), start)
+        return jax.lax.fori_loop(first, last, add, start)
 
-    return join
+    def ranges(profile: Array, edges: Array) -> Array:
+        firsts, lasts = edges[:, :1], edges[:, 1:]
+        none = jnp.zeros((), profile.dtype)
+
+        def add(index: Array, parts: Array) -> Array:
+            line = jax.lax.dynamic_index_in_dim(profile, index, axis=0)
+            return combine(parts, jnp.where((index >= firsts) & (index < lasts), line, none))
+
+        begin = jnp.maximum(jnp.min(firsts), 0)
+        end = jnp.minimum(jnp.max(lasts), profile.shape[0])
+        start = jnp.zeros((edges.shape[0], profile.shape[1]), profile.dtype)
+        return jax.lax.fori_loop(begin, end, add, start)
+
+    return Joining(lines, ranges)
 
 
-def all_at_once(pooled: Pooling) -> Join:
-    """Join the lines of a map in one masked pass over all of it.
+def all_at_once(pooled: Pooling) -> Joining:
+    """Masked passes over all lines there are.
 
     Right where many maps are refined side by side: no loop waits for the largest box.
     """
 
-    def join(axis: int, first: Array, last: Array, start: Array) -> Array:
+    def lines(axis: int, first: Array, last: Array, start: Array) -> Array:
         return pooled.combine(start, pooled.within(axis, first, last))
 
-    return join
+    def ranges(profile: Array, edges: Array) -> Array:
+        place = jnp.arange(profile.shape[0], dtype=jnp.int32)
+        inside = (place >= edges[:, :1]) & (place < edges[:, 1:])
+        none = jnp.zeros((), profile.dtype)
+        return pooled.reduce(jnp.where(inside[:, :, None], profile, none), axis=1)
+
+    return Joining(lines, ranges)
 
 
 def refine(
     pooled: Pooling,
-    join: Join,
+    joining: Joining,
     query: Array,
     allow: Callable[[Array], Array],
     box: Int[Array, "4"],
@@ -85,7 +118,7 @@ def refine(
 
     Args:
         pooled: the map.
-        join: how its lines are read.
+        joining: how its lines are combined.
         query: unit vector (c,).
         allow: which boxes (m, 4) may be taken.
         box: where to start.
@@ -98,10 +131,11 @@ def refine(
     h, w, c = pooled.cells.shape
     nothing = Profiles(*(jnp.zeros((n, c), pooled.cells.dtype) for n in (w, h)))
     profiles = Profiles(
-        join(0, box[0], box[2], nothing.rows), join(1, box[1], box[3], nothing.columns)
+        joining.lines(0, box[0], box[2], nothing.rows),
+        joining.lines(1, box[1], box[3], nothing.columns),
     )
-    (whole,) = _ranges(profiles.columns, box[None, ::2], pooled.combine)
-    score = cosines(pooled.vectors(whole)[None], query)[0]
+    whole = joining.ranges(profiles.columns, box[None, ::2])
+    score = cosines(pooled.vectors(whole), query)[0]
     if not steps:
         return score, box
     moves, cells = jnp.asarray(_MOVES), jnp.asarray(steps, jnp.int32)
@@ -112,7 +146,7 @@ def refine(
     def move(state: _State) -> _State:
         stage, lap, place, score, box, profiles = state
         boxes = box[None] + moves * cells[stage]
-        scores = cosines(_moved(pooled, profiles, boxes), query)
+        scores = cosines(_moved(pooled, joining, profiles, boxes), query)
         better = allow(boxes) & (scores > score + SCORE_RESOLUTION)
         later = jnp.arange(len(_MOVES), dtype=jnp.int32) - place
         later = jnp.where(later < 0, later + len(_MOVES), later)
@@ -127,7 +161,9 @@ def refine(
             (a, z), (first, last) = box[axis::2], after[axis::2]
             begin, end = jnp.where(first < a, first, z), jnp.where(first < a, a, last)
             start = jnp.where(grows, profiles[axis], nothing[axis])
-            return join(axis, jnp.where(grows, begin, first), jnp.where(grows, end, last), start)
+            return joining.lines(
+                axis, jnp.where(grows, begin, first), jnp.where(grows, end, last), start
+            )
 
         axis = jnp.where(moved, jnp.asarray(_AXES)[chosen], -1)
         return _State(
@@ -160,29 +196,15 @@ class _State(NamedTuple):
     profiles: Profiles
 
 
-def _moved(pooled: Pooling, profiles: Profiles, boxes: Int[Array, "8 4"]) -> Array:
+def _moved(
+    pooled: Pooling, joining: Joining, profiles: Profiles, boxes: Int[Array, "8 4"]
+) -> Array:
     """The vectors (8, c) of a box's eight moves.
 
     Moves of the top and the bottom keep the box's columns, those of the left and the right its
     rows, so the two profiles serve all.
     """
-    halves = []
-    for axis, profile in ((0, profiles.columns), (1, profiles.rows)):
-        halves.append(_ranges(profile, boxes[axis == _AXES, axis::2], pooled.combine))
+    vertical = joining.ranges(profiles.columns, boxes[_AXES == 0, ::2])
+    horizontal = joining.ranges(profiles.rows, boxes[_AXES == 1, 1::2])
     order = np.argsort(np.argsort(_AXES, kind="stable"))
-    return pooled.vectors(jnp.concatenate(halves)[order])
-
-
-def _ranges(profile: Array, edges: Int[Array, "m 2"], combine: Combine) -> Array:
-    """Parts (m, c) of a profile (n, c) from edge to edge, exclusive; cut off at its ends."""
-    firsts, lasts = edges[:, :1], edges[:, 1:]
-    begin = jnp.maximum(jnp.min(firsts), 0)
-    end = jnp.minimum(jnp.max(lasts), profile.shape[0])
-    none = jnp.zeros((), profile.dtype)
-
-    def add(i: Array, parts: Array) -> Array:
-        line = jax.lax.dynamic_index_in_dim(profile, i, axis=0)
-        return combine(parts, jnp.where((i >= firsts) & (i < lasts), line, none))
-
-    start = jnp.zeros((edges.shape[0], profile.shape[1]), profile.dtype)
-    return jax.lax.fori_loop(begin, end, add, start)
+    return pooled.vectors(jnp.concatenate([vertical, horizontal])[order])
