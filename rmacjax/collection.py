@@ -75,7 +75,7 @@ class Hit(NamedTuple):
             EXIF orientation; None where the photo was not localised.
         boxes_px: all boxes where several instances were asked for, best first.
         filter_score: the first stage's: cosine of the query's descriptor with the whole photo's, or
-            the largest with any of the photo's regions.
+            the mean, over the query's regions, of the largest with any of the photo's.
         box_score: cosine of localization, None where the photo was not localised.
         height_px: height of the original.
         width_px: width of the original.
@@ -148,10 +148,10 @@ class _StoredGallery:
     def read_levels(self, indices: Sequence[int]) -> list[PackedLevels]:
         return self._table.read_packed(self.snapshot, indices)
 
-    def region_scores(self, descriptor: Float[np.ndarray, " d"]) -> Float[np.ndarray, " n"]:
+    def region_scores(self, regions: Float[np.ndarray, "r d"]) -> Float[np.ndarray, " n"]:
         scores = np.empty(len(self.snapshot.paths), np.float32)
         for indices, counts, vectors in self._read_regions():
-            scores[indices] = best_scores(descriptor, vectors, counts)
+            scores[indices] = best_scores(regions, vectors, counts)
         return scores
 
     def _read_regions(self) -> Iterator[_Regions]:
@@ -410,9 +410,9 @@ class Collection:
             alpha: exponent of the paper's generalized mean for localization; None for exact maxima.
             fusion: share (0..1) of the whole photo's descriptor in the re-ranking score; 0 scores
                 the box alone, as published.
-            first_stage: what the filter compares the query with: "descriptor", one vector per photo
-                as published, or "regions", the best of the photo's regions, where the collection
-                was made with ``regions=True``.
+            first_stage: what the filter compares: "descriptor", one vector per photo as published,
+                or "regions", each of the query's regions with the photo's one most like it, where
+                the collection was made with ``regions=True``.
 
         Raises:
             ValueError: where a number is out of range, the box is no box of the image, or the

@@ -1,9 +1,9 @@
 """Retrieval: from an outlined object to ranked photos with boxes.
 
-One path, read downwards: the query's descriptor ranks everything (*filter*), by the images' own
-descriptors or by the best of each image's regions; the best thousand maps are read, AML finds the
-object in each, and the descriptor of what was found scores it (*re-rank*); the mean of the query
-and the best five boxes scores those thousand once more (*expand*).
+One path, read downwards: the query's descriptor ranks everything (*filter*), or its regions do,
+part by part; the best thousand maps are read, AML finds the object in each, and the descriptor of
+what was found scores it (*re-rank*); the mean of the query and the best five boxes scores those
+thousand once more (*expand*).
 
 Where the descriptors and maps lie is not decided here: anything with the few members of `Gallery`
 can be searched, a collection on disk and arrays in memory alike.
@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Literal, NamedTuple, Protocol, TypeVar, runtime_checkable
+from typing import Literal, NamedTuple, Protocol, TypeVar, cast, runtime_checkable
 
 import jax
 import numpy as np
@@ -41,7 +41,7 @@ Depth = int | Literal["all"]
 """How many of the best photos are re-ranked; "all" localises the query in every one."""
 
 FirstStage = Literal["descriptor", "regions"]
-"""What the filter compares the query with: an image's descriptor, or the best of its regions."""
+"""What the filter compares: two descriptors, or the query's regions with those of an image."""
 
 MAPS_PER_BATCH = {"cpu": 8, "gpu": 128, "tpu": 128}
 
@@ -74,8 +74,8 @@ class Gallery(Protocol):
     def read_levels(self, indices: Sequence[int]) -> Sequence[Levels]:
         """The quantised activation maps of some images, in the order asked for, packed or not."""
 
-    def region_scores(self, descriptor: Float[np.ndarray, " d"]) -> Float[np.ndarray, " n"]:
-        """Each image's largest dot product of a descriptor with any of its regions' vectors.
+    def region_scores(self, regions: Float[np.ndarray, "r d"]) -> Float[np.ndarray, " n"]:
+        """How well each image's regions match the query's, see `rmacjax.search.best_scores`.
 
         Raises:
             ValueError: where the gallery has no region vectors.
@@ -87,6 +87,7 @@ class Query(NamedTuple):
 
     Attributes:
         descriptor: (d,) float32, unit, as the collection's are.
+        regions: (r, d) float32: the vectors of its regions, of which the descriptor is the sum.
         mac: (c,) float32, unit: the plain MAC, of the quantised map, that localization compares
             with.
         ratio: height / width of the outlined box in pixels.
@@ -96,6 +97,7 @@ class Query(NamedTuple):
     """
 
     descriptor: Float[np.ndarray, " d"]
+    regions: Float[np.ndarray, "r d"]
     mac: Float[np.ndarray, " c"]
     ratio: float
     box_px: tuple[int, int, int, int]
@@ -160,7 +162,7 @@ def describe_query(
         OSError: where the file cannot be read.
     """
     pixels, height, width, box = cut_query(image, box_px, settings.long_side)
-    (item,) = extract(params, [pixels], settings=settings)
+    (item,) = extract(params, [pixels], settings=settings, keep_regions=True)
     if isinstance(item, Failed):
         sides = ", ".join(map(str, (box[1], box[0], box[3], box[2])))
         raise ValueError(
@@ -168,7 +170,8 @@ def describe_query(
             f"{item.error}"
         )
     ratio = (box[2] - box[0]) / (box[3] - box[1])
-    return Query(item.descriptor, item.query, ratio, box, height, width)
+    regions = cast(np.ndarray, item.regions)  # they were asked for
+    return Query(item.descriptor, regions, item.query, ratio, box, height, width)
 
 
 def cut_query(
@@ -219,8 +222,8 @@ def retrieve(
             alone, as published, 1 the whole image alone, which without expansion is the order of
             a filter by descriptors. Expansion takes the boxes' descriptors in any case.
         first_stage: what the filter ranks by: "descriptor", one vector per image as published, or
-            "regions", the best of the image's regions, in which an object that fills a small part
-            of a photo is not drowned by the rest.
+            "regions", each of the query's regions with the image's one most like it, where an
+            object that fills a small part of a photo is not drowned by the rest.
 
     Raises:
         ValueError: where the first stage is "regions" and the gallery has no region vectors.
@@ -257,7 +260,7 @@ def retrieve(
 def _filtered(query: Query, gallery: Gallery, count: int, first_stage: FirstStage) -> Stage:
     """The best images by the first stage. Of equal scores the lower position comes first."""
     if first_stage == "regions":
-        every = gallery.region_scores(query.descriptor)
+        every = gallery.region_scores(query.regions)
         best = np.argsort(-every, kind="stable")[:count]
         return Stage(best, every[best])
     size = len(gallery.map_sizes)

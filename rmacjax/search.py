@@ -125,37 +125,47 @@ def all_scores(
 
 
 def best_scores(
-    query: Float[Array | np.ndarray, "d"],
+    queries: Float[Array | np.ndarray, "k d"],
     vectors: Float[Array | np.ndarray, "r d"],
     counts: Int[np.ndarray, "n"],
 ) -> Float[np.ndarray, "n"]:
-    """Score images that have several vectors each by the best of them.
+    """Match the parts of a query with the parts of images: the mean of each one's best partner.
 
     Args:
-        query: (d,).
+        queries: (k, d), the query's vectors, at least one.
         vectors: (r, d), float16 or float32: those of the first image, then those of the second, and
             so on. What lies below the last image's is padding.
         counts: how many vectors each image has.
 
     Returns:
-        (n,) float32, each image's largest dot product; -1, the least that a cosine can be, for an
-        image without vectors, and -inf for NaN alone.
+        (n,) float32: of each query's vector the largest dot product with any of the image's, and
+        the mean of these. -1, the least that a cosine can be, for an image without vectors, and
+        -inf where NaN is all there is.
 
     Raises:
-        ValueError: more vectors counted than there are, or a query of another length.
+        ValueError: no query, more vectors counted than there are, or queries of another length.
+
+    References:
+        Razavian et al. 2016, "Visual instance retrieval with deep convolutional networks".
 
     >>> vectors = np.float32([[1, 0], [0, 1], [0, -1]])
-    >>> best_scores(np.float32([0.6, 0.8]), vectors, np.asarray([2, 0, 1])).tolist() == [
-    ...     np.float32(0.8), -1.0, np.float32(-0.8)]
-    True
+    >>> queries = np.float32([[0.6, 0.8], [1, 0]])
+    >>> np.round(best_scores(queries, vectors, np.asarray([2, 0, 1])), 3).tolist()
+    [0.8999999761581421, -1.0, -0.4000000059604645]
     """
-    rows = _check(query, vectors, int(counts.sum()))
-    scores = _scores(jnp.asarray(query, jnp.float32), _padded(vectors), jnp.int32(rows))
+    number = len(queries)
+    if number == 0:
+        raise ValueError("There are no queries, but a score is the mean over at least one.")
+    rows = _check(queries[0], vectors, int(counts.sum()))
+    # Queries have few or many parts: their number is rounded up, so that little is compiled.
+    rounded = np.zeros((1 << (number - 1).bit_length(), queries.shape[1]), np.float32)
+    rounded[:number] = queries
+    scores = np.asarray(_scores_of_all(rounded, _padded(vectors), jnp.int32(rows)))
     best = np.full(len(counts), -1.0, np.float32)
     some = counts > 0
     if rows:
         starts = (np.cumsum(counts) - counts)[some]
-        best[some] = np.maximum.reduceat(np.asarray(scores)[:rows], starts)
+        best[some] = np.maximum.reduceat(scores[:number, :rows], starts, axis=1).mean(axis=0)
     return best
 
 
@@ -197,6 +207,9 @@ def _scores(
     start = jnp.full(count, -jnp.inf, jnp.float32)
     scores = jax.lax.fori_loop(jnp.int32(0), blocks, score_block, start)
     return jnp.where(jnp.arange(count, dtype=jnp.int32) < rows, scores, -jnp.inf)
+
+
+_scores_of_all = jax.jit(jax.vmap(_scores, in_axes=(0, None, None)))
 
 
 @partial(jax.jit, static_argnames="k")

@@ -18,7 +18,7 @@ from rmacjax.collection import AddReport, Collection
 from rmacjax.descriptors import Settings
 from rmacjax.preprocessing import encode_jpeg, encode_png
 from rmacjax.regions import box_iou, rmac_regions
-from rmacjax.retrieval import describe_query
+from rmacjax.retrieval import cut_query
 from rmacjax.scenes import render_collection
 
 OBJECTS, VIEWS, DISTRACTORS = 3, 3, 6
@@ -143,27 +143,34 @@ def region_collection(params, photos, tmp_path_factory):
     return made
 
 
-def slow_region_scores(params, paths, query):
-    """Each photo's best region, in float64, from its activation map and one region at a time."""
-    scores = {}
-    for path, a1 in zip(paths, activations(params, paths, settings=SETTINGS), strict=True):
+def slow_regions(params, sources):
+    """Region vectors in float64, from the activation maps and one region at a time."""
+    for a1 in activations(params, sources, settings=SETTINGS):
         a1 = np.asarray(a1, np.float64)
-        best = -np.inf
+        vectors = []
         for top, left, bottom, right in rmac_regions(*a1.shape[:2]):
             vector = a1[top:bottom, left:right].max(axis=(0, 1))
             vector /= np.linalg.norm(vector)
             if params.whitening is not None:
                 vector = np.asarray(params.whitening.projection) @ (vector - params.whitening.mean)
                 vector /= np.linalg.norm(vector)
-            best = max(best, float(vector @ query))
-        scores[path] = best
-    return scores
+            vectors.append(vector)
+        yield vectors
+
+
+def slow_region_scores(params, paths, query):
+    """Of each of the query's regions the best partner in each photo, and their mean."""
+    (asked,) = slow_regions(params, [query])
+    return {
+        path: np.mean([max(float(own @ part) for own in found) for part in asked])
+        for path, found in zip(paths, slow_regions(params, paths), strict=True)
+    }
 
 
 def check_first_stage(c, photo, box=None):
     """Search by regions, and compare scores and order with the slow reference."""
-    query = describe_query(c.params, photo, box, settings=c.settings).descriptor
-    wanted = slow_region_scores(c.params, c.paths, query.astype(np.float64))
+    query, *_ = cut_query(photo, box, c.settings.long_side)
+    wanted = slow_region_scores(c.params, c.paths, query)
     hits = c.search(photo, box, top=len(c), rerank=0, first_stage="regions").hits
     assert sorted(hit.path for hit in hits) == sorted(c.paths)
     for hit in hits:

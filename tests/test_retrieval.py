@@ -32,10 +32,11 @@ class Arrays:
         self.read += indices
         return [self.levels[i] for i in indices]
 
-    def region_scores(self, descriptor):
+    def region_scores(self, regions):
         if self.regions is None:
             raise ValueError("no region vectors")
-        return np.asarray([max(own @ descriptor) for own in self.regions], np.float32)
+        scores = [np.mean([max(own @ part) for part in regions]) for own in self.regions]
+        return np.asarray(scores, np.float32)
 
 
 def unit(x):
@@ -110,8 +111,10 @@ def world():
     descriptors = np.stack(
         [slow_rmac(level, whitening.mean, whitening.projection) for level in levels]
     )
+    descriptor = unit(random.standard_normal(DIMENSIONS)).astype(np.float32)
     query = Query(
-        unit(random.standard_normal(DIMENSIONS)).astype(np.float32),
+        descriptor,
+        descriptor[None],
         unit(random.random(CHANNELS)).astype(np.float32),
         0.75,
         (0, 0, 30, 40),

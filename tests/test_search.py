@@ -83,25 +83,27 @@ def test_padded_once_equals_padded_each_time(rng):
 @pytest.mark.parametrize("counts", [[1], [3, 1, 700, 2, 1500], [0, 2, 0, 0, 5, 0], [0, 0], []])
 def test_the_best_of_each_image_equals_a_loop(rng, dtype, counts):
     vectors = unit_rows(rng, sum(counts), 16, dtype)
-    query = unit_rows(rng, 1, 16)[0]
+    queries = unit_rows(rng, 3, 16)
     wanted, start = [], 0
     for count in counts:
         own = vectors[start : start + count].astype(np.float64)
-        wanted.append(max([float(row @ query) for row in own], default=-1.0))
+        partners = [max([float(row @ query) for row in own], default=-1.0) for query in queries]
+        wanted.append(sum(partners) / 3)
         start += count
     counts = np.asarray(counts, np.int64)
     for given_vectors in (vectors, pad_rows(vectors)):
-        best = best_scores(query, given_vectors, counts)
+        best = best_scores(queries, given_vectors, counts)
         assert best.dtype == np.float32
         np.testing.assert_allclose(best, np.asarray(wanted), atol=1e-6)
 
 
 def test_the_best_of_each_image_compiles_few_programs(rng):
-    query = unit_rows(rng, 1, 6)[0]
-    search._scores.clear_cache()
+    search._scores_of_all.clear_cache()
     for rows in (1, 3, 150, 1999, 2000, 2001, 3100, 4000, 5999):
-        best_scores(query, np.ones((rows, 6), np.float16), np.asarray([rows]))
-    assert search._scores._cache_size() == 3
+        for parts in (9, 14, 16):
+            queries = unit_rows(rng, parts, 6)
+            best_scores(queries, np.ones((rows, 6), np.float16), np.asarray([rows]))
+    assert search._scores_of_all._cache_size() == 3
 
 
 def test_nothing_to_find(rng):
@@ -168,4 +170,6 @@ def test_errors(rng):
         with pytest.raises(ValueError, match="the descriptors have 4 dimensions"):
             inspect.unwrap(function)(descriptors[0, :3], descriptors, *more)
     with pytest.raises(ValueError, match="rows is 6, but the matrix has 5"):
-        best_scores(descriptors[0], descriptors, np.asarray([2, 4]))
+        best_scores(descriptors[:1], descriptors, np.asarray([2, 4]))
+    with pytest.raises(ValueError, match="no queries"):
+        best_scores(descriptors[:0], descriptors, np.asarray([2]))

@@ -115,7 +115,7 @@ def evaluate(
         expand: How many of the best finds to search with once more. 0: none.
         fusion: How much the whole photo counts beside the box that was found, 0 to 1.
         first_stage: What all photos are ranked by first (the row "filter"): one descriptor each, or
-            the best of their regions.
+            region by region.
         markdown: Write the table as Markdown.
         json: Write the scores as JSON to this file, "-" for stdout.
     """

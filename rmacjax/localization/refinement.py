@@ -92,10 +92,10 @@ def all_at_once(pooled: Pooling) -> Joining:
         return pooled.combine(start, pooled.within(axis, first, last))
 
     def ranges(profile: Array, edges: Array) -> Array:
-        place = jnp.arange(profile.shape[0], dtype=jnp.int32)
+        place = jnp.arange(profile.shape[0], dtype=jnp.int32)[None, :]
         inside = (place >= edges[:, :1]) & (place < edges[:, 1:])
         none = jnp.zeros((), profile.dtype)
-        return pooled.reduce(jnp.where(inside[:, :, None], profile, none), axis=1)
+        return pooled.reduce(jnp.where(inside[:, :, None], profile[None], none), axis=1)
 
     return Joining(lines, ranges)
 

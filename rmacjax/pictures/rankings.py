@@ -202,7 +202,7 @@ def settings_in_words(
     """
     depth = "every photo" if rerank == "all" else f"the best {rerank:,}" if rerank else "no"
     score = f"{1 - fusion:.0%} box, {fusion:.0%} whole photo" if fusion else "the box alone"
-    first = "the best of each photo's regions" if first_stage == "regions" else "whole photos"
+    first = "regions, part by part" if first_stage == "regions" else "whole photos"
     params, settings = collection.params, collection.settings
     pool = "R-MAC" if settings.pool == "rmac" else settings.pool.upper()
     whitened = params.whitening is not None and settings.whiten
