@@ -150,6 +150,7 @@ class Stored:
             if len(batch) == 500 or i + 1 == stored:
                 table.append(batch)
                 batch.clear()
+        table.compact(keep_seconds=0)  # as a collection does after many commits
         self.table, self.snapshot = table, table.snapshot()
         self.rows = np.random.default_rng(1).permutation(stored)[: len(maps)]
 

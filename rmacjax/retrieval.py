@@ -49,7 +49,7 @@ AT_ONCE = 2
 """Batches in work at a time: one is unpacked while the other computes, or each has a core."""
 
 
-READ_AHEAD = 512
+READ_AHEAD = 1024
 """Maps that are fetched at a time, packed, while those before are unpacked and localised in."""
 
 Levels = UInt8[np.ndarray, "_ _ c"] | PackedLevels
