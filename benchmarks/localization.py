@@ -87,8 +87,10 @@ def by_transcription(maps: np.ndarray, query: np.ndarray) -> Boxes:
 
 
 def in_blocks(maps: np.ndarray, query: np.ndarray, *, way: str) -> Way:
-    """One of the package's searches over maps on the device, block by block in two threads."""
+    """One of the package's searches over maps on the device, block by block, a few at a time."""
     import jax
+
+    from rmacjax.retrieval import AT_ONCE
 
     search = _search(way)
     blocks = [jax.device_put(maps[i : i + BLOCK]) for i in range(0, len(maps), BLOCK)]
@@ -96,7 +98,7 @@ def in_blocks(maps: np.ndarray, query: np.ndarray, *, way: str) -> Way:
         search(block, query)  # compiles
 
     def find() -> Boxes:
-        with ThreadPoolExecutor(2) as pool:
+        with ThreadPoolExecutor(AT_ONCE) as pool:
             return np.concatenate(list(pool.map(lambda b: np.asarray(search(b, query)), blocks)))
 
     return find

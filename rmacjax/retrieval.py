@@ -12,6 +12,7 @@ References: Tolias et al., ICLR 2016, sections 5 and 6.
 """
 
 import math
+import os
 import threading
 import time
 from collections import deque
@@ -45,11 +46,11 @@ FirstStage = Literal["descriptor", "regions"]
 
 MAPS_PER_BATCH = {"cpu": 8, "gpu": 128, "tpu": 128}
 
-AT_ONCE = 2
-"""Batches in work at a time: one is unpacked while the other computes, or each has a core."""
+AT_ONCE = min(8, 1 + (os.cpu_count() or 1))
+"""Batches in work at a time: one for each core, and one that is unpacked meanwhile."""
 
 
-READ_AHEAD = 1024
+READ_AHEAD = 512
 """Maps that are fetched at a time, packed, while those before are unpacked and localised in."""
 
 Levels = UInt8[np.ndarray, "_ _ c"] | PackedLevels
