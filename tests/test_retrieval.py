@@ -11,6 +11,7 @@ from rmacjax.descriptors import Params, Settings, fingerprint
 from rmacjax.preprocessing import encode_png
 from rmacjax.regions import rmac_regions
 from rmacjax.retrieval import Query, boxes_in_pixels, describe_query, map_side, retrieve
+from rmacjax.storage import PackedLevels, pack_levels
 from rmacjax.whitening import Whitening
 
 SETTINGS = Settings(long_side=256)
@@ -168,18 +169,33 @@ def test_every_stage_equals_the_transcription(world, alpha, rerank, fusion):
     np.testing.assert_allclose(found.ranking.scores, scores, atol=1e-5)
 
 
-def test_results_do_not_depend_on_order_or_batches(world, monkeypatch):
+@pytest.mark.parametrize(("at_once", "ahead", "packed"), [(1, 512, True), (8, 2, True), (2, 7, 0)])
+def test_results_do_not_depend_on_order_or_batches(world, monkeypatch, at_once, ahead, packed):
     levels, whitening, descriptors, query = world
     options = {"whitening": whitening, "settings": SETTINGS, "expand": 3}
     whole = retrieve(query, Arrays(descriptors, levels), **options)
     order = np.random.default_rng(1).permutation(len(levels))
     monkeypatch.setitem(retrieval.MAPS_PER_BATCH, "cpu", 3)
+    monkeypatch.setattr(retrieval, "AT_ONCE", at_once)
+    monkeypatch.setattr(retrieval, "READ_AHEAD", ahead)
     gallery = Arrays(descriptors[order], [levels[i] for i in order])
+    if packed:
+        gallery.levels = [PackedLevels(pack_levels(level)) for level in gallery.levels]
     shuffled = retrieve(query, gallery, **options)
     assert order[shuffled.ranking.indices].tolist() == whole.ranking.indices.tolist()
     np.testing.assert_allclose(shuffled.ranking.scores, whole.ranking.scores, atol=1e-6)
     for new, old in enumerate(order):
         np.testing.assert_array_equal(shuffled.boxes[new], whole.boxes[old])
+
+
+def test_a_map_that_cannot_be_unpacked_ends_the_search(world, monkeypatch):
+    levels, whitening, descriptors, query = world
+    monkeypatch.setitem(retrieval.MAPS_PER_BATCH, "cpu", 2)
+    gallery = Arrays(descriptors, levels)
+    data = b"\1" + pack_levels(levels[5])[1:13] + b"no zstd"  # the earlier format had no checksum
+    gallery.levels = [*levels[:5], PackedLevels(data), *levels[6:]]
+    with pytest.raises(ValueError, match="damaged"):
+        retrieve(query, gallery, whitening=whitening, settings=SETTINGS)
 
 
 def test_stages_are_left_out_where_asked(world):
