@@ -394,7 +394,7 @@ def test_search_by_regions(capsys, made, made_with_regions, tmp_path):
     code, out, _ = run(capsys, *words, *options, "--html", page)
     again = {hit["path"]: hit["filter_score"] for hit in document(out)["hits"]}
     assert code == 0 and again == {hit["path"]: hit["score"] for hit in hits}
-    assert "by the best of each photo&#x27;s regions" in page.read_text("utf-8")
+    assert "by regions, part by part" in page.read_text("utf-8")
     by_photo = document(run(capsys, *words, "--rerank", 0, "--json", "-")[1])["hits"]
     assert [hit["score"] for hit in by_photo] != [hit["score"] for hit in hits]
 
