@@ -15,7 +15,7 @@ import math
 import os
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -49,6 +49,9 @@ MAPS_PER_BATCH = {"cpu": 8, "gpu": 128, "tpu": 128}
 AT_ONCE = min(8, 1 + (os.cpu_count() or 1))
 """Batches in work at a time: one for each core, and one that is unpacked meanwhile."""
 
+
+OWN_SHAPE = 128
+"""Maps that a padded shape needs for batches of its own."""
 
 READ_AHEAD = 512
 """Maps that are fetched at a time, packed, while those before are unpacked and localised in."""
@@ -357,14 +360,35 @@ class _Part(NamedTuple):
 def _parts(gallery: Gallery, chosen: Int[np.ndarray, " k"]) -> list[_Part]:
     """The chosen images, sorted into batches by padded size."""
     length = MAPS_PER_BATCH.get(jax.default_backend(), MAPS_PER_BATCH["cpu"])
-    padded: dict[tuple[int, int], list[int]] = {}
-    for position, (h, w) in enumerate(gallery.map_sizes[chosen].tolist()):
-        padded.setdefault((map_side(h), map_side(w)), []).append(position)
+    padded = _by_shape([(map_side(h), map_side(w)) for h, w in gallery.map_sizes[chosen].tolist()])
     return [
         _Part(np.asarray(positions[start : start + length]), (length, *shape))
         for shape, positions in padded.items()
         for start in range(0, len(positions), length)
     ]
+
+
+def _by_shape(shapes: Sequence[tuple[int, int]]) -> dict[tuple[int, int], list[int]]:
+    """Positions by padded shape; rare shapes are padded further, to one that is there anyway.
+
+    Each shape is a program to compile, which takes as long as localising in ten thousand maps.
+    """
+    counts = Counter(shapes)
+    rare = [shape for shape, count in counts.items() if count < OWN_SHAPE]
+    common = sorted(counts.keys() - set(rare), key=math.prod)
+    homes = {shape: shape for shape in common}
+    for h, w in rare:
+        fitting = (shape for shape in common if h <= shape[0] and w <= shape[1])
+        if home := next(fitting, None):
+            homes[h, w] = home
+    left = [shape for shape in rare if shape not in homes]
+    if left:
+        around = max(h for h, _ in left), max(w for _, w in left)
+        homes |= dict.fromkeys(left, around)
+    padded: dict[tuple[int, int], list[int]] = {}
+    for position, shape in enumerate(shapes):
+        padded.setdefault(homes[shape], []).append(position)
+    return padded
 
 
 def _read_ahead(

@@ -301,6 +301,20 @@ def test_the_query_is_the_crop_of_the_image(tmp_path):
         describe_query(params, image, (0, 0, 10, 10), settings=SETTINGS)
 
 
+def test_rare_shapes_join_others(monkeypatch):
+    monkeypatch.setattr(retrieval, "OWN_SHAPE", 3)
+    shapes = [(8, 8)] * 3 + [(12, 16)] * 4 + [(16, 24)] * 3
+    rare = [(4, 8), (8, 12), (12, 24), (24, 8), (2, 32)]
+    grouped = retrieval._by_shape([*shapes, *rare])
+    assert grouped == {
+        (8, 8): [0, 1, 2, 10],  # the smallest that holds them
+        (12, 16): [3, 4, 5, 6, 11],
+        (16, 24): [7, 8, 9, 12],
+        (24, 32): [13, 14],  # what fits nowhere, together
+    }
+    assert retrieval._by_shape([(4, 4)]) == {(4, 4): [0]}
+
+
 def test_map_sides_waste_little():
     for side in range(1, 200):
         assert side <= map_side(side) <= max(2 * side, side + 31)
