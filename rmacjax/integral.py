@@ -136,7 +136,7 @@ def box_generalized_mean(
     8.19
     """
     sums = _reduce_box(table.sums, jnp.asarray(box, jnp.int32), jnp.add, jnp.sum, 0.0)
-    return root(sums, 1.0 / table.alpha) * table.unit
+    return out_of_units(root(sums, 1.0 / table.alpha), table.unit)
 
 
 def row_max_table(a1: Num[Array | np.ndarray, "h w c"]) -> Num[Array, "l H w c"]:
@@ -200,7 +200,32 @@ def channel_powers(
     headroom = 0.7 * jnp.finfo(x.dtype).maxexp - math.log2(x.shape[0] * x.shape[1])
     stretch = 2.0 ** (headroom / alpha)
     unit = jnp.where(largest > 0, jnp.maximum(largest / stretch, jnp.finfo(x.dtype).tiny), 1.0)
-    return power(x / unit[None, None, :], alpha), unit
+    return power(_in_units(x, unit[None, None, :]), alpha), unit
+
+
+def out_of_units(x: Float[Array, "*shape"], unit: Float[Array, "*units"]) -> Float[Array, "*shape"]:
+    """``x * unit``, what `channel_powers` has divided by; see `_in_units` for its derivative."""
+    return _times(x, unit)
+
+
+@jax.custom_jvp
+def _in_units(x: Array, unit: Array) -> Array:
+    """``x / unit``, with the derivative of x itself.
+
+    A generalized mean is taken in units and then put back, and its derivative has no unit: leaving
+    the two factors out, where they cancel, is right at every scale. Multiplied in, they would
+    underflow one after the other.
+    """
+    return x / unit
+
+
+@jax.custom_jvp
+def _times(x: Array, unit: Array) -> Array:
+    return x * unit
+
+
+_in_units.defjvp(lambda primals, tangents: (_in_units(*primals), tangents[0]))
+_times.defjvp(lambda primals, tangents: (_times(*primals), tangents[0]))
 
 
 def power(x: Float[Array, "*shape"], exponent: float) -> Float[Array, "*shape"]:

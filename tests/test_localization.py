@@ -11,7 +11,14 @@ import oracles
 import pytest
 
 from rmacjax.integral import quantize
-from rmacjax.localization import aml, aml_batch, aml_instances, localize, localize_instances
+from rmacjax.localization import (
+    Localization,
+    aml,
+    aml_batch,
+    aml_instances,
+    localize,
+    localize_instances,
+)
 from rmacjax.localization.approximate import _aml
 from rmacjax.localization.exhaustive import _localize
 from rmacjax.pooling import mac, region_maxima
@@ -352,6 +359,24 @@ def test_levels_of_any_type_give_the_same_box(rng, search):
 
 
 # Padding, transformations, compilations.
+
+
+@pytest.mark.parametrize("alpha", [None, 10, 40])
+def test_what_lies_beyond_the_size_does_not_matter(rng, alpha):
+    a, query = rng.random((9, 12, 5), np.float32), rng.random(5, np.float32)
+    padded = np.full((12, 16, 5), 1e12, np.float32)
+    padded[:9, :12] = a
+    alone, size = aml(a, query, 1.0, alpha=alpha), np.int32([9, 12])
+    batch = aml_batch(padded[None], size[None], query, 1.0, alpha=alpha)
+    for found in (
+        aml(padded, query, 1.0, alpha=alpha, size=size),
+        Localization(batch.score[0, 0], batch.box[0, 0]),
+    ):
+        assert found.box.tolist() == alone.box.tolist()
+        assert float(found.score) == pytest.approx(float(alone.score), abs=1e-6)
+    exact, best = localize(padded, query, size=size), localize(a, query)
+    assert exact.box.tolist() == best.box.tolist()
+    assert float(exact.score) == pytest.approx(float(best.score), abs=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -114,8 +114,7 @@ def evaluate(
         rerank: How many of the best photos to look into for the object; "all": into every one.
         expand: How many of the best finds to search with once more. 0: none.
         fusion: How much the whole photo counts beside the box that was found, 0 to 1.
-        first_stage: What all photos are ranked by first (the row "filter"): one descriptor each, or
-            region by region.
+        first_stage: What the row "filter" ranks by: one descriptor per photo, or regions.
         markdown: Write the table as Markdown.
         json: Write the scores as JSON to this file, "-" for stdout.
     """

@@ -60,8 +60,7 @@ def index(
         long_side: Larger photos are shrunk to this long side first.
         last_pool: End with the network's last pooling, as the paper does.
         no_last_pool: Stop before it: finer boxes, larger maps.
-        regions: Keep the vectors of each photo's regions too, for search --first-stage regions.
-            Takes some 20 KB more per photo at 512 channels.
+        regions: Keep vectors of regions too, for search --first-stage regions (20 KB a photo).
         json: Write the report as JSON to this file, "-" for stdout.
     """
     *sources, target = _at_least(2, photos, "name the photos or their folder, then the collection")

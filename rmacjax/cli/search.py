@@ -61,8 +61,7 @@ def search(
             0: none, no boxes.
         expand: How many of the best finds to search with once more. 0: none.
         fusion: How much the whole photo counts beside the box that was found, 0 to 1.
-        first_stage: What all photos are ranked by first: one descriptor each, or region by
-            region, which finds smaller objects. Needs a collection made by index --regions.
+        first_stage: Rank all photos by one descriptor each, or by regions (see index --regions).
         instances: How many boxes per photo, where the object is there more than once.
         html: Write a page with photos and boxes.
         png: Write one picture with photos and boxes.

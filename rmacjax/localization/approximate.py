@@ -65,7 +65,8 @@ def aml(
         query: the query's pooled vector (its plain MAC), of any length; NaN counts as 0.
         ratio: height / width of the query's box in pixels; None sets no limit. May be traced.
         alpha: exponent of the generalized mean that stands for a box's maximum; None takes the
-            exact maximum.
+            exact maximum. As in `integral_image`, activations below 2 ** (-200 / alpha) of their
+            channel's maximum count as 0: a millionth at 10, a thirtieth at 40.
         size: valid (h, w) of a map that is padded at the bottom and the right; no box leaves it.
             May be traced.
         step: cells between candidates.
@@ -196,7 +197,7 @@ def aml_batch(
     def find(item: tuple[Grid, Array, Array]) -> Localization:
         candidates, number, size = item
         inputs = check_inputs(x[number], query, ratio, size)
-        pooled = pooling(inputs.a1, plan.alpha)
+        pooled = pooling(inputs.a1, inputs.size, plan.alpha)
         if not one_by_one:
             joining = all_at_once(pooled)
         elif plan.alpha is None:
@@ -256,20 +257,20 @@ def _checked(
 def _aml(inputs: Inputs, overlap: Array, plan: _Plan) -> Localization:
     """The search, which is followed by no gradient, and the scores of what was found, which are."""
     fixed = jax.lax.stop_gradient(inputs)
-    pooled = pooling(clean(fixed.a1), plan.alpha)
+    pooled = pooling(clean(fixed.a1), fixed.size, plan.alpha)
     if jax.default_backend() == "cpu":
         joining = line_by_line(pooled.cells[None], 0, pooled.combine)
     else:
         joining = all_at_once(pooled)
     found = _find(fixed, overlap, _candidates(fixed, plan), pooled, joining, plan)
-    own, query = pooling(clean(inputs.a1), plan.alpha), unit_query(inputs)
-    scores = cosines(jax.vmap(own.of_box)(found.box), query)
+    own = pooling(clean(inputs.a1), inputs.size, plan.alpha)
+    scores = cosines(jax.vmap(own.of_box)(found.box), unit_query(inputs))
     return found._replace(score=jnp.where(found.score > MISSING, jnp.minimum(scores, 1.0), MISSING))
 
 
 def _candidates(inputs: Inputs, plan: _Plan) -> Grid:
     return score_grid(
-        pooling(clean(inputs.a1), plan.alpha),
+        pooling(clean(inputs.a1), inputs.size, plan.alpha),
         unit_query(inputs),
         inputs.ratio,
         inputs.size,

@@ -120,7 +120,7 @@ def _localize(
 ) -> Localization:
     """With `limit`, a `max_ratio` known when compiling, boxes beyond it are not scored at all."""
     size, query = inputs.size, unit_query(inputs)
-    pooled = pooling(clean(inputs.a1))
+    pooled = pooling(clean(inputs.a1), inputs.size)
     if inputs.ratio is not None and limit is not None:
         grid = score_grid(pooled, query, inputs.ratio, size, shortest=1, step=1, max_ratio=limit)
         scores, boxes = grid.scores, Edges(*grid.boxes.T)

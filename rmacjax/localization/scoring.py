@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
-from rmacjax.integral import channel_powers, check_map, root
+from rmacjax.integral import channel_powers, check_map, out_of_units, root
 from rmacjax.localization.growth import Combine
 from rmacjax.normalization import l2_normalize
 
@@ -57,19 +57,27 @@ def _between(x: Array, axis: int, first: Array, last: Array) -> Array:
     return (place >= first) & (place < last)
 
 
-def pooling(x: Array, alpha: float | None = None) -> Pooling:
-    """Exact maxima of a clean map, or generalized means where there is an exponent."""
+def pooling(x: Array, size: Array, alpha: float | None = None) -> Pooling:
+    """Exact maxima of a clean map, or generalized means where there is an exponent.
+
+    What lies beyond the valid size is never looked at, not even for the map's brightest cell.
+    """
     if alpha is None and jnp.issubdtype(x.dtype, jnp.integer):
         return Pooling(x, jnp.maximum, jnp.max, lambda values: values.astype(jnp.float32))
+    inside = _between(x, 0, jnp.zeros_like(size[0]), size[0])
+    inside &= _between(x, 1, jnp.zeros_like(size[1]), size[1])
+    x = jnp.where(inside, x, jnp.zeros((), x.dtype))
     brightest = jax.lax.stop_gradient(jnp.max(x)).astype(jnp.float32)
-    scale = 1.0 / jnp.where(brightest > 0, brightest, 1.0)
+    brightest = jnp.where(brightest > 0, brightest, 1.0)
     if alpha is None:
-        return Pooling(x, jnp.maximum, jnp.max, lambda values: values.astype(jnp.float32) * scale)
+        return Pooling(
+            x, jnp.maximum, jnp.max, lambda values: values.astype(jnp.float32) / brightest
+        )
     powers, unit = channel_powers(x.astype(jnp.float32), alpha)
 
     def rooted(sums: Array) -> Array:
-        units = jnp.expand_dims(unit * scale, tuple(range(sums.ndim - 1)))
-        return root(sums, 1.0 / alpha) * units
+        units = jnp.expand_dims(unit, tuple(range(sums.ndim - 1)))
+        return out_of_units(root(sums, 1.0 / alpha), units) / brightest
 
     return Pooling(powers, jnp.add, jnp.sum, rooted)
 

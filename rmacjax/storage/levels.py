@@ -52,7 +52,9 @@ class PackedLevels:
         if self._tag == _FORMAT:
             checksum, self._body = self._body[: _CHECKSUM.size], self._body[_CHECKSUM.size :]
             if bytes(checksum) != _checksum(data[: _HEADER.size], self._body):
-                raise ValueError("the packed activation map is damaged: its checksum is another")
+                raise ValueError(
+                    "the packed activation map is damaged: its checksum does not match"
+                )
 
     def unpack(self, out: UInt8[np.ndarray, "h w c"] | None = None) -> UInt8[np.ndarray, "h w c"]:
         """Undo `pack_levels`, bit for bit.
@@ -67,13 +69,14 @@ class PackedLevels:
             ValueError: for bytes that are damaged, where the earlier format had no checksum.
         """
         height, width, channels = self.shape
-        levels = np.empty(self.shape, np.uint8) if out is None else out
         if self._tag == _EARLIER:
             half = (height * width + 1) // 2
             pairs = self._pairs("zstd", half, np.dtype(np.uint8))
             joined = np.concatenate([pairs & 15, pairs >> 4])[: height * width]
+            levels = np.empty(self.shape, np.uint8) if out is None else out
             levels[:] = joined.reshape(self.shape)
             return levels
+        levels = np.empty(self.shape, np.uint8) if out is None else out
         rows = (height + 1) // 2
         pairs = self._pairs("lz4_raw", rows * width, _together(channels))
         pairs = pairs.reshape(rows, width, channels)

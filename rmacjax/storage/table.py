@@ -312,7 +312,17 @@ class Table:
             if dataset.version != snapshot.version:
                 dataset = _open_any(self.location, version=snapshot.version)
             blobs = dataset.read_blobs("levels", ids=row_ids.tolist(), preserve_order=True)
-            return [PackedLevels(data or b"") for _, data in blobs]
+        packed = []
+        for index, (_, data) in zip(chosen.tolist(), blobs, strict=True):
+            try:
+                packed.append(PackedLevels(data or b""))
+            except ValueError as error:
+                path = snapshot.paths[index]
+                raise RuntimeError(
+                    f"the collection at {self.location} has a map that cannot be used, that of "
+                    f"{path!r}: {error}; remove the photo and add it again"
+                ) from error
+        return packed
 
     def read_regions(self, snapshot: Snapshot) -> Iterator[StoredRegions]:
         """Stream the region vectors of all rows of a snapshot, from the snapshot's own version.
