@@ -203,29 +203,25 @@ def channel_powers(
     return power(_in_units(x, unit[None, None, :]), alpha), unit
 
 
-def out_of_units(x: Float[Array, "*shape"], unit: Float[Array, "*units"]) -> Float[Array, "*shape"]:
-    """``x * unit``, what `channel_powers` has divided by; see `_in_units` for its derivative."""
-    return _times(x, unit)
-
-
 @jax.custom_jvp
 def _in_units(x: Array, unit: Array) -> Array:
     """``x / unit``, with the derivative of x itself.
 
-    A generalized mean is taken in units and then put back, and its derivative has no unit: leaving
-    the two factors out, where they cancel, is right at every scale. Multiplied in, they would
-    underflow one after the other.
+    A generalized mean is taken in units and then put back (`out_of_units`), and its derivative has
+    no unit: leaving the two factors out, where they cancel, is right at every scale. Multiplied in,
+    they would underflow one after the other.
     """
     return x / unit
 
 
 @jax.custom_jvp
-def _times(x: Array, unit: Array) -> Array:
+def out_of_units(x: Float[Array, "*shape"], unit: Float[Array, "*units"]) -> Float[Array, "*shape"]:
+    """``x * unit``, which undoes the units of `channel_powers`, with the derivative of x itself."""
     return x * unit
 
 
 _in_units.defjvp(lambda primals, tangents: (_in_units(*primals), tangents[0]))
-_times.defjvp(lambda primals, tangents: (_times(*primals), tangents[0]))
+out_of_units.defjvp(lambda primals, tangents: (out_of_units(*primals), tangents[0]))
 
 
 def power(x: Float[Array, "*shape"], exponent: float) -> Float[Array, "*shape"]:

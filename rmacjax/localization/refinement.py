@@ -56,13 +56,9 @@ def line_by_line(maps: Array, number: Array | int, combine: Combine) -> Joining:
 
     def lines(axis: int, first: Array, last: Array, start: Array) -> Array:
         def add(index: Array, sofar: Array) -> Array:
-            if axis == 0:
-                line = jax.lax.dynamic_slice(maps, (which, index, zero, zero), (1, 1, w, c))[0, 0]
-            else:
-                line = jax.lax.dynamic_slice(maps, (which, zero, index, zero), (1, h, 1, c))[
-                    0, :, 0
-                ]
-            return combine(sofar, line)
+            place, size = ((index, zero), (1, w)) if axis == 0 else ((zero, index), (h, 1))
+            line = jax.lax.dynamic_slice(maps, (which, *place, zero), (1, *size, c))
+            return combine(sofar, line.reshape(sofar.shape))
 
         return jax.lax.fori_loop(first, last, add, start)
 
@@ -159,11 +155,10 @@ def refine(
         def rejoined(axis: int) -> Array:
             """The profile of lines that changed: only what is new where the box grew."""
             (a, z), (first, last) = box[axis::2], after[axis::2]
-            begin, end = jnp.where(first < a, first, z), jnp.where(first < a, a, last)
+            new = jnp.where(first < a, first, z), jnp.where(first < a, a, last)
+            begin, end = (jnp.where(grows, *pair) for pair in zip(new, (first, last), strict=True))
             start = jnp.where(grows, profiles[axis], nothing[axis])
-            return joining.lines(
-                axis, jnp.where(grows, begin, first), jnp.where(grows, end, last), start
-            )
+            return joining.lines(axis, begin, end, start)
 
         axis = jnp.where(moved, jnp.asarray(_AXES)[chosen], -1)
         return _State(

@@ -17,7 +17,7 @@ Flushing and recovery concern local folders; object stores (``s3://``, ``gs://``
 what they have acknowledged. This package knows NumPy, not JAX.
 """
 
-from rmacjax.storage.levels import PackedLevels, pack_levels, unpack_levels
+from rmacjax.storage.levels import PackedLevels, pack_levels
 from rmacjax.storage.regions import StoredRegions
 from rmacjax.storage.rows import Snapshot, StoredImage
 from rmacjax.storage.table import FORMAT_VERSION, Table
@@ -30,5 +30,4 @@ __all__ = [
     "StoredRegions",
     "Table",
     "pack_levels",
-    "unpack_levels",
 ]

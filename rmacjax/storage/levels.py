@@ -127,21 +127,6 @@ def pack_levels(levels: UInt8[np.ndarray, "h w c"]) -> bytes:
     return head + _checksum(head, body) + body
 
 
-def unpack_levels(data: bytes) -> UInt8[np.ndarray, "h w c"]:
-    """Undo `pack_levels`, bit for bit.
-
-    Args:
-        data: what `pack_levels` returned.
-
-    Returns:
-        (h, w, c) uint8, contiguous and writable.
-
-    Raises:
-        ValueError: for bytes that are not a packed map, or that a newer version has packed.
-    """
-    return PackedLevels(data).unpack()
-
-
 def _together(channels: int) -> np.dtype:
     """What is moved as one: a pixel's bytes of four neighbouring channels, or as many as divide."""
     return np.dtype(np.uint8 if channels % 2 else np.uint16 if channels % 4 else np.uint32)

@@ -306,12 +306,9 @@ class Table:
             )
         if not chosen.size:
             return []
-        row_ids = snapshot.row_ids[chosen]
-        with _failures("read (a new snapshot may help)", self.location):
-            dataset = self._dataset
-            if dataset.version != snapshot.version:
-                dataset = _open_any(self.location, version=snapshot.version)
-            blobs = dataset.read_blobs("levels", ids=row_ids.tolist(), preserve_order=True)
+        ids = snapshot.row_ids[chosen].tolist()
+        with self._version_of(snapshot) as dataset:
+            blobs = dataset.read_blobs("levels", ids=ids, preserve_order=True)
         packed = []
         for index, (_, data) in zip(chosen.tolist(), blobs, strict=True):
             try:
@@ -335,7 +332,7 @@ class Table:
 
         Raises:
             ValueError: for a table that keeps no regions.
-            RuntimeError: as `read_levels`.
+            RuntimeError: as `read_packed`.
         """
         if not self.regions:
             raise ValueError(
