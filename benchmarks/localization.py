@@ -112,26 +112,28 @@ def _search(way: str) -> Callable:
     import jax.numpy as jnp
 
     from rmacjax.localization import localize
-    from rmacjax.reranking import localize_batch
+    from rmacjax.retrieval import localizer
 
     if way not in _compiled:
         ratio = jnp.float32(RATIO)
         most = None if way == "all" else jnp.float32(1.1)
 
         def rerank(maps, query, alpha):
-            sizes = jnp.broadcast_to(jnp.asarray(maps.shape[1:3], jnp.int32), (len(maps), 2))
-            return localize_batch(maps, sizes, query, ratio, alpha=alpha).box[:, 0]
+            sizes = np.full((len(maps), 2), maps.shape[1:3], np.int32)
+            found = localizer()(maps, sizes, query, ratio, alpha=alpha, instances=1)
+            return np.asarray(found.box)[:, 0]
 
+        @jax.jit
         def exact(maps, query):
             return jax.lax.map(lambda a1: localize(a1, query, ratio, most).box, maps)
 
         ways = {
-            "published": partial(rerank, alpha=10),
+            "published": partial(rerank, alpha=10.0),
             "rerank": partial(rerank, alpha=None),
             "within": exact,
             "all": exact,
         }
-        _compiled[way] = jax.jit(ways[way])
+        _compiled[way] = ways[way]
     return _compiled[way]
 
 

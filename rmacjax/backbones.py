@@ -184,6 +184,9 @@ class Network:
         convention: what the weights expect of a pixel.
         activation_scale: the factor that brings activations into the range the paper's 4-bit
             quantiser was made for; 1 for networks in Caffe's convention.
+        gem_p: the exponent of GeM pooling, which belongs to weights that were trained with it.
+        thresholds: for each stage of a search ("filter", "rerank", "expand") the least score that
+            counts as found, where they have been learned; they come with the whitening.
         compute_dtype: the type of the convolutions, "float32" or "bfloat16"; maps are float32.
         name: what messages call it.
         source: what `rmacjax.load` finds it again by, a known name or a file's path; empty for a
@@ -194,6 +197,8 @@ class Network:
     last_pool: bool
     convention: InputConvention
     activation_scale: float = 1.0
+    gem_p: float = 3.0
+    thresholds: tuple[tuple[str, float], ...] = ()
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     name: str = ""
     source: str = ""

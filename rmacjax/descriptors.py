@@ -209,7 +209,10 @@ def fingerprint(params: Params, settings: Settings) -> str:
     Two collections with the same fingerprint can be searched with the same query.
     """
     facts = asdict(params.network)
-    del facts["name"], facts["source"]  # what it is called, not what it computes
+    # What it is called and what is made of its scores, not what it computes.
+    del facts["name"], facts["source"], facts["thresholds"]
+    if facts["gem_p"] == 3.0:  # what it was before it could be chosen
+        del facts["gem_p"]
     digest = hashlib.sha256(json.dumps([facts, asdict(settings)], sort_keys=True).encode())
     arrays = dict(params.weights)
     if params.whitening is not None and settings.whiten:

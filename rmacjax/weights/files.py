@@ -11,6 +11,8 @@ strings in the header. Reading one runs no code, and what was damaged on the way
 | `architecture`, `last_pool` | which layers run |
 | `convention` | what the weights expect of a pixel: JSON with order, scale, mean, std |
 | `activation_scale` | brings activations into the range of the paper's quantiser |
+| `gem_p` | exponent of GeM pooling; optional, 3 without it |
+| `thresholds` | JSON: by stage the least score that counts as found; optional |
 | `origin`, `source_sha256`, `licence`, `made_by` | where the numbers come from |
 | `whitening_origin` | what the whitening was learned on |
 | `settings` | JSON: the settings that the whitening was made for; optional |
@@ -100,6 +102,8 @@ def save(
         "last_pool": json.dumps(network.last_pool),
         "convention": json.dumps(asdict(network.convention)),
         "activation_scale": repr(float(network.activation_scale)),
+        "gem_p": repr(float(network.gem_p)),
+        "thresholds": json.dumps(dict(network.thresholds)),
         "origin": origin,
         "source_sha256": source_sha256,
         "licence": licence,
@@ -238,6 +242,8 @@ def describe_file(name_or_path: str | Path) -> dict[str, object]:
             "stride": stride(network),
             "convention": _plain(network.convention),
             "activation_scale": network.activation_scale,
+            "gem_p": network.gem_p,
+            "thresholds": dict(network.thresholds),
             "dtype": str(tensors[next(iter(params.weights))].read().dtype),
             "tensors": len(tensors),
             "parameters": sum(int(array.size) for array in params.weights.values()),
@@ -300,6 +306,11 @@ def _network(facts: Mapping[str, str]) -> Network:
         last_pool=bool(json.loads(facts["last_pool"])),
         convention=InputConvention(order, float(stated["scale"]), (m1, m2, m3), (s1, s2, s3)),
         activation_scale=float(facts["activation_scale"]),
+        gem_p=float(facts.get("gem_p", "3")),
+        thresholds=tuple(
+            (str(stage), float(score))
+            for stage, score in json.loads(facts.get("thresholds", "{}")).items()
+        ),
         name=facts["name"],
     )
 
