@@ -266,3 +266,12 @@ def test_durations_and_boxes_in_words():
         "2 h 1 min",
     ]
     assert pictures.box_for_people((1.4, 2.6, 3, 4)) == "3 1 4 3"
+
+
+def test_a_list_of_pages_leads_to_each_and_trusts_no_name():
+    rows = [("query-0001.html", "<b>one</b>", ["0.5", "-"]), ("a&b.html", "two", ["1", "<i>"])]
+    page = pictures.contents_page(rows, title="All <x>", lead="worst first", headings="abc")
+    elements = Elements(page)
+    assert [each["href"] for each in elements.named("a")] == ["query-0001.html", "a&b.html"]
+    assert len(elements.named("th")) == 3 and len(elements.named("td")) == 6
+    assert not elements.named("b") and not elements.named("i") and not elements.named("script")

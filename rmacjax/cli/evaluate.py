@@ -1,9 +1,12 @@
 """`rmacjax evaluate`: how good the search is where the answers are known."""
 
+import hashlib
 import os
 import tempfile
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Annotated, NamedTuple
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, arg
 
@@ -12,79 +15,78 @@ from rmacjax.cli.terminal import (
     Flag,
     JsonFile,
     OutFile,
+    PoolName,
     RerankDepth,
     check_writable,
-    count,
-    finite,
     list_skipped,
     prepare,
     progress,
     say,
-    table,
-    write_json,
-    write_text,
 )
 
 if TYPE_CHECKING:
-    import numpy as np
+    from rmacjax.collection import AddReport, Collection
+    from rmacjax.datasets import GroundTruth
+    from rmacjax.descriptors import Params, Settings
+    from rmacjax.measurement import Way
+    from rmacjax.recipes import Recipe
 
-    from rmacjax.collection import Collection
-    from rmacjax.datasets import GroundTruth, Query
-    from rmacjax.retrieval import Depth, FirstStage, Retrieved
+Comparison = Literal["regions", "fused", "alpha-qe", "dba", "diffusion"]
 
-ROWS = ("filter", "+ AML", "+ AML + QE")
-"""The paper's three rows: by the filter alone, re-ranked by the boxes found, and with expansion."""
+FUSED = 0.5
+"""Share of the whole photo in the rows that are called fused."""
 
+ALPHA = 3.0
+"""Exponent of alpha query expansion in the row that is called so."""
 
-class Row(NamedTuple):
-    """The scores of one stage.
-
-    Attributes:
-        name: one of `ROWS`.
-        mean_average_precision: 0..1.
-        first_place: share of queries whose first photo is right.
-        overlap: mean intersection over union with the true boxes, NaN where there are none.
-        per_query: average precision of each query.
-    """
-
-    name: str
-    mean_average_precision: float
-    first_place: float
-    overlap: float
-    per_query: list[float]
-
-
-class Outcome(NamedTuple):
-    """All that a measurement says.
-
-    Attributes:
-        rows: the scores, stage by stage.
-        seconds: median time of each stage per query.
-        boxes: how many true boxes the overlap was measured on.
-    """
-
-    rows: list[Row]
-    seconds: dict[str, float]
-    boxes: int
+_FIXED = (
+    "dataset",
+    "whiten_on",
+    "pool",
+    "levels",
+    "scales",
+    "rerank",
+    "expand",
+    "long_side",
+    "last_pool",
+    "no_last_pool",
+    "queries",
+)
+"""What a recipe decides and nobody else."""
 
 
 def evaluate(
-    folder: Annotated[Positional[str], arg(metavar="FOLDER")],
+    dataset: Annotated[Positional[str | None], arg(metavar="DATASET")] = None,
     *,
+    recipe: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="")] = None,
+    data_dir: Annotated[str | None, arg(metavar="DIR", help_behavior_hint="")] = None,
     weights: Annotated[str, arg(metavar="NAME|FILE")] = "default",
     last_pool: Flag = False,
     no_last_pool: Flag = False,
+    pool: PoolName = "rmac",
+    levels: Annotated[int, arg(metavar="L")] = 3,
+    scales: Annotated[tuple[float, ...], arg(metavar="S")] = (1.0,),
+    whiten_on: Annotated[
+        str | None, arg(name="whiten", metavar="DATASET", help_behavior_hint="")
+    ] = None,
     distractors: Annotated[str | None, arg(metavar="FOLDER", help_behavior_hint="")] = None,
     reversed: Flag = False,
     subset: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="")] = None,
-    whiten_on: Annotated[
-        str | None, arg(name="whiten", metavar="FOLDER", help_behavior_hint="")
-    ] = None,
+    queries: Annotated[Literal["cropped", "whole"], arg(metavar="cropped|whole")] = "cropped",
     long_side: Annotated[int, arg(metavar="PIXELS")] = 1024,
     rerank: RerankDepth = 1000,
     expand: Annotated[int, arg(metavar="N")] = 5,
     fusion: Annotated[float, arg(metavar="SHARE")] = 0.0,
     first_stage: FirstStageName = "descriptor",
+    also: Annotated[
+        tuple[Comparison, ...],
+        arg(metavar="regions|fused|alpha-qe|dba|diffusion", help_behavior_hint=""),
+    ] = (),
+    trust: Flag = False,
+    save_thresholds: Annotated[str | None, arg(metavar="OUT", help_behavior_hint="")] = None,
+    cache: Annotated[str | None, arg(metavar="DIR", help_behavior_hint="")] = None,
+    no_cache: Flag = False,
+    html: Annotated[str | None, arg(metavar="FOLDER", help_behavior_hint="")] = None,
     markdown: OutFile = None,
     json: JsonFile = None,
 ) -> None:
@@ -92,241 +94,327 @@ def evaluate(
 
     Prints the mean average precision, how often the first photo is right, and how well the boxes
     lie where true boxes are known: by the first stage alone, re-ranked with boxes (AML), and with
-    query expansion (QE).
+    query expansion (QE); each with the interval in which it lies for other queries of the kind.
+
+    What is described is kept, so that the same command can be interrupted and goes on from there.
 
     For example:
 
-        rmacjax evaluate oxford5k --weights vgg16
+        rmacjax evaluate --recipe paper-oxford5k --data-dir ~/datasets
+        rmacjax evaluate oxford5k --weights vgg16 --whiten paris6k
         rmacjax evaluate museum --subset qsd1_w1 --markdown scores.md
-        rmacjax evaluate museum --reversed --subset qsd2_w2
+        rmacjax evaluate museum --reversed --subset qsd2_w2 --trust
         rmacjax evaluate oxford5k_mini --distractors others --long-side 512 --json -
 
     Args:
-        folder: Photos with their ground truth.
+        dataset: A folder of photos with their ground truth, or the name of a published set:
+            oxford5k, paris6k, roxford5k, rparis6k, holidays, instre and others.
+        recipe: A published table's settings, and the scores to compare with: paper-oxford5k,
+            paper-paris6k, paper-oxford5k-mac, paper-paris6k-alexnet, revisited-roxford5k,
+            revisited-rparis6k, sfm-gem-oxford5k and others.
+        data_dir: Where published sets lie, each in a folder of its name.
         weights: The network: "default", another name, or a weights file.
         last_pool: End with the network's last pooling, as the paper does.
         no_last_pool: Stop before it.
+        pool: How a descriptor is made.
+        levels: Scales of R-MAC's grid of regions.
+        scales: Describe each photo at these multiples of its size.
+        whiten_on: Learn whitening on these photos first, others than those searched: a folder, or
+            the name of a published set.
         distractors: More photos to search, none of which shows a query.
         reversed: In a museum, look for the paintings in the visitors' photos.
         subset: One set of queries, where the folder has several.
-        whiten_on: Learn whitening on this folder's photos first, others than those searched.
+        queries: What is searched for: the outlined part, as published, or the whole photo, which
+            is easier and says so in the table.
         long_side: Larger photos are shrunk to this long side first.
         rerank: How many of the best photos to look into for the object; "all": into every one.
         expand: How many of the best finds to search with once more. 0: none.
         fusion: How much the whole photo counts beside the box that was found, 0 to 1.
         first_stage: What the row "filter" ranks by: one descriptor per photo, or regions.
+        also: Compare with other ways: a first stage by regions, half photo and half box, expansion
+            weighted by scores, descriptors joined by their nearest, diffusion.
+        trust: Look for each object also where it is not, and say which score to believe.
+        save_thresholds: Write a weights file with the scores that count as found, for
+            rmacjax search --min-score auto.
+        cache: Where descriptions are kept; without it, in the user's cache.
+        no_cache: Keep nothing.
+        html: Write a page per query to this folder, the worst queries first.
         markdown: Write the table as Markdown.
         json: Write the scores as JSON to this file, "-" for stdout.
     """
+    given = dict(locals())  # as the command was called, for the report and the recipe's check
     from rmacjax.cli.index import pooling_choice
+    from rmacjax.cli.scores import Facts, report
 
+    chosen = _recipe(recipe, given)
     wanted = pooling_choice(last_pool, no_last_pool)
-    check_writable(markdown, json)
+    if chosen is not None:
+        dataset, wanted, whiten_on = chosen.dataset, chosen.last_pool, chosen.whiten
+        pool, levels, scales = chosen.pool, chosen.levels, chosen.scales
+        rerank, expand, long_side = chosen.rerank, chosen.expand, chosen.long_side
+        weights = _recipes_weights(weights, chosen, str(recipe))
+    if dataset is None:
+        raise ValueError("name a dataset or a folder to measure on, or a --recipe")
+    if no_cache and cache is not None:
+        raise ValueError("--cache and --no-cache contradict each other: leave one out")
+    check_writable(markdown, json, save_thresholds)
     prepare()
-    from rmacjax.collection import Collection
-    from rmacjax.datasets import add_distractors, read_ground_truth, read_museum_reversed
     from rmacjax.descriptors import Settings
-    from rmacjax.preprocessing import find_images
+    from rmacjax.measurement import measure
     from rmacjax.weights import load
 
+    truth = _read(dataset, data_dir, reversed, subset, distractors)
+    params = load(weights, last_pool=wanted)
+    settings = Settings(long_side=long_side, pool=pool, levels=levels, scales=scales)
+    ways = _ways(len(truth.paths), also, rerank, expand, fusion, first_stage)
+    regions = any(way.first_stage == "regions" for way in ways)
+    with _kept_in(cache, no_cache) as folder:
+        if whiten_on is not None:
+            params = _whitened(params, whiten_on, data_dir, settings, folder)
+        collection, added = _described(truth, params, settings, regions, folder)
+        pages = None
+        if html is not None:
+            from rmacjax.cli.scores import Pages
+
+            pages = Pages(html, collection, truth)
+        with progress("queries") as update:
+            measured = measure(
+                collection,
+                truth,
+                ways,
+                whole_queries=queries == "whole",
+                progress=update,
+                seen=None if pages is None else pages.draw,
+            )
+        trusted = []
+        if trust or save_thresholds is not None:
+            from rmacjax.measurement import trust as compare
+
+            with progress("queries, with and without their answers") as update:
+                trusted = compare(
+                    collection, truth, ways[0], whole_queries=queries == "whole", progress=update
+                )
+        facts = Facts(
+            truth=truth,
+            collection=collection,
+            added=added,
+            weights=weights,
+            whitening=whiten_on,
+            recipe=None if recipe is None else str(recipe),
+            options={name: value for name, value in given.items() if name not in ("json", "html")},
+        )
+        report(measured, trusted, facts, chosen, markdown, json)
+        if pages is not None:
+            pages.finish(measured)
+    if save_thresholds is not None:
+        _save_thresholds(save_thresholds, weights, params, whiten_on, trusted, truth.name)
+
+
+def _recipe(name: str | None, given: dict[str, object]) -> "Recipe | None":
+    """The recipe of that name, after it was made sure that nothing contradicts it."""
+    if name is None:
+        return None
+    import inspect
+
+    from rmacjax.recipes import RECIPES
+
+    if name not in RECIPES:
+        raise ValueError(f"there is no recipe {name!r}; there are {', '.join(RECIPES)}")
+    defaults = inspect.signature(evaluate).parameters
+    for option in _FIXED:
+        if given[option] != defaults[option].default:
+            words = "--" + option.removesuffix("_on").replace("_", "-")
+            what = "what is searched" if option == "dataset" else words
+            raise ValueError(f"the recipe {name!r} decides {what}: leave it out, or the recipe")
+    return RECIPES[name]
+
+
+def _recipes_weights(weights: str, recipe: "Recipe", name: str) -> str:
+    if weights != "default":
+        return weights
+    if recipe.weights is None:
+        raise ValueError(
+            f"the recipe {name!r} needs its network: rmacjax weights convert the published file, "
+            "and name it with --weights"
+        )
+    return recipe.weights
+
+
+def _read(
+    dataset: str,
+    data_dir: str | None,
+    reversed: bool,
+    subset: str | None,
+    distractors: str | None,
+) -> "GroundTruth":
+    """The ground truth of a folder or of a published set, with distractors."""
+    from rmacjax.datasets import (
+        DATASETS,
+        add_distractors,
+        read_dataset,
+        read_ground_truth,
+        read_museum_reversed,
+    )
+    from rmacjax.preprocessing import find_images
+
     if reversed:
-        truth = read_museum_reversed(folder, **({} if subset is None else {"subset": subset}))
+        truth = read_museum_reversed(dataset, **({} if subset is None else {"subset": subset}))
+    elif dataset in DATASETS and not os.path.isdir(dataset):
+        folder = None if data_dir is None else os.path.join(data_dir, dataset)
+        truth = read_dataset(dataset, folder)
     else:
-        truth = read_ground_truth(folder, subset=subset)
+        truth = read_ground_truth(dataset, subset=subset)
     more = [] if distractors is None else find_images(distractors).files
     if distractors is not None and not more:
         raise OSError(f"there is no photo in {distractors!r}")
-    truth = add_distractors(truth, more)
-    params = load(weights, last_pool=wanted)
-    settings = Settings(long_side=long_side)
-    if whiten_on is not None:
-        from rmacjax.cli.whiten import learn
-
-        learned, _ = learn(params, whiten_on, settings)
-        params = params._replace(whitening=learned)
-    with tempfile.TemporaryDirectory(prefix="rmacjax-evaluate-") as scratch:
-        collection = Collection.create(
-            os.path.join(scratch, "photos"),
-            params,
-            settings=settings,
-            regions=first_stage == "regions",
-        )
-        say(f"{truth.name}: {count(len(truth.paths), 'photo')}, {len(truth.queries)} queries")
-        with progress("photos") as update:
-            report = collection.add(truth.paths, progress=update)
-        list_skipped(report.skipped)
-        with progress("queries") as update:
-            outcome = measure(
-                collection,
-                truth,
-                rerank=rerank,
-                expand=expand,
-                fusion=fusion,
-                first_stage=first_stage,
-                progress=update,
-            )
-        photos = len(collection)
-    facts: dict[str, object] = {
-        "data": truth.name,
-        "queries": len(truth.queries),
-        "photos": photos,
-        "distractors": len(more),
-        "weights": weights,
-        "whitening": whiten_on or ("that of the weights" if params.whitening else "none"),
-        "long_side": long_side,
-        "rerank": rerank,
-        "expand": expand,
-        "fusion": fusion,
-        "first_stage": first_stage,
-        "photos_per_second": round(photos / max(report.seconds, 1e-9), 2),
-    }
-    _report(outcome, facts, markdown, json)
+    return add_distractors(truth, more)
 
 
-def measure(
-    collection: "Collection",
-    truth: "GroundTruth",
-    *,
-    rerank: "Depth" = 1000,
-    expand: int = 5,
-    fusion: float = 0.0,
-    first_stage: "FirstStage" = "descriptor",
-    progress: Callable[[int, int], None] | None = None,
-) -> Outcome:
-    """Search for every query of a ground truth and score each stage.
+def _ways(
+    photos: int,
+    also: Sequence[Comparison],
+    rerank: "int | Literal['all']",
+    expand: int,
+    fusion: float,
+    first_stage: Literal["descriptor", "regions"],
+) -> "list[Way]":
+    """The search that was asked for, and those that it is to be compared with."""
+    from rmacjax.measurement import Way
 
-    Args:
-        collection: holds the ground truth's images; others count as wrong.
-        truth: from `rmacjax.datasets`.
-        rerank: how many of the best photos are re-ranked; 0 for none, "all" for every one.
-        expand: how many of the best boxes join the query; 0 for none.
-        fusion: share of the whole photo's descriptor in what is re-ranked.
-        first_stage: what the filter ranks by; "regions" wants a collection that keeps them.
-        progress: called with (done, total) after each query.
-    """
+    first = Way(rerank=rerank, expand=expand, fusion=fusion, first_stage=first_stage)
+    ways = [first]
+    # Where every photo is re-ranked, what comes first decides nothing further on.
+    everything = rerank == "all" or rerank >= photos
+    later = (lambda name: (name, None, None)) if everything else _three
+    filtered = replace(first, rerank=0, expand=0) if everything else first
+    for name in dict.fromkeys(also):
+        if name == "regions":
+            ways.append(replace(filtered, rows=later("regions"), first_stage="regions"))
+        elif name == "dba":
+            ways.append(replace(filtered, rows=later("DBA"), database="augmented"))
+        elif name == "diffusion":
+            ways.append(replace(first, rows=("diffusion", None, None), database="diffused"))
+        elif name == "fused" and rerank:
+            rows = (None, "+ AML, fused", "+ AML + QE, fused")
+            ways.append(replace(first, rows=rows, fusion=FUSED))
+        elif name == "alpha-qe" and rerank and expand:
+            ways.append(replace(first, rows=(None, None, "+ AML + alpha-QE"), expand_alpha=ALPHA))
+        else:
+            needs = "--rerank" if name == "fused" else "--rerank and --expand"
+            raise ValueError(f"--also {name} needs {needs} above 0")
+    return ways
+
+
+def _three(name: str) -> tuple[str, str, str]:
+    return name, f"{name} + AML", f"{name} + AML + QE"
+
+
+@contextmanager
+def _kept_in(cache: str | None, no_cache: bool) -> Iterator[str]:
+    """The folder for descriptions; a passing one where nothing is to be kept."""
+    if no_cache:
+        with tempfile.TemporaryDirectory(prefix="rmacjax-evaluate-") as folder:
+            yield folder
+        return
+    import platformdirs
+
+    default = os.path.join(platformdirs.user_cache_dir("rmacjax", appauthor=False), "evaluate")
+    folder = os.path.abspath(cache or default)
+    os.makedirs(folder, exist_ok=True)
+    yield folder
+
+
+def _whitened(
+    params: "Params", source: str, data_dir: str | None, settings: "Settings", folder: str
+) -> "Params":
+    """The network with a whitening learned on other photos, this time or an earlier one."""
+    import jax.numpy as jnp
     import numpy as np
 
-    from rmacjax.retrieval import describe_query, retrieve
+    from rmacjax.cli.whiten import learn
+    from rmacjax.datasets import DATASETS, read_dataset
+    from rmacjax.descriptors import fingerprint
+    from rmacjax.preprocessing import find_images
+    from rmacjax.whitening import Whitening
 
-    gallery = collection.gallery()
-    known = {os.path.abspath(path): number for number, path in enumerate(truth.paths)}
-    # The ground truth's number of each photo of the collection; strangers get the next ones.
-    numbers = np.asarray(
-        [known.get(path, len(known) + i) for i, path in enumerate(collection.paths)], np.int64
-    )
-    params, settings = collection.params, collection.settings
-    stages: dict[str, list[np.ndarray]] = {name: [] for name in ROWS}
-    overlaps: list[float] = []
-    seconds: list[dict[str, float]] = []
-    for done, query in enumerate(truth.queries):
-        described = describe_query(params, query.path, query.box_px, settings=settings)
-        found = retrieve(
-            described,
-            gallery,
-            whitening=params.whitening if settings.whiten else None,
-            settings=settings,
-            keep=len(numbers),
-            rerank=rerank,
-            expand=expand,
-            fusion=fusion,
-            first_stage=first_stage,
-        )
-        orders = (found.filtered, found.reranked, found.ranking if expand else None)
-        for name, stage in zip(ROWS, orders, strict=True):
-            if stage is not None and (name == "filter" or rerank):
-                stages[name].append(numbers[stage.indices])
-        overlaps += _overlaps(found, gallery.map_sizes, numbers, collection, query)
-        seconds.append(found.seconds)
-        if progress is not None:
-            progress(done + 1, len(truth.queries))
-    rows = [
-        _row(name, np.stack(columns, axis=1), truth, overlaps if name != "filter" else [])
-        for name, columns in stages.items()
-        if columns
-    ]
-    keys = dict.fromkeys(key for each in seconds for key in each)
-    typical = {key: float(np.median([each.get(key, 0.0) for each in seconds])) for key in keys}
-    return Outcome(rows, typical, len(overlaps))
+    if source in DATASETS and not os.path.isdir(source):
+        place = None if data_dir is None else os.path.join(data_dir, source)
+        files: list[str] = read_dataset(source, place).paths
+    else:
+        files = find_images(source).files
+    if not files:
+        raise OSError(f"there is no photo in {source!r} to learn whitening on")
+    digest = hashlib.sha256(fingerprint(params, replace(settings, whiten=False)).encode())
+    for file in files:
+        status = os.stat(file)
+        digest.update(f"{os.path.abspath(file)}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+    kept = os.path.join(folder, f"whitening-{digest.hexdigest()[:16]}.npz")
+    if not os.path.exists(kept):
+        say(f"Learning whitening on {len(files)} photos of {source}")
+        learned, _ = learn(params, files, settings)
+        unfinished = f"{kept}.unfinished"
+        with open(unfinished, "wb") as file_:
+            np.savez(file_, mean=learned.mean, projection=learned.projection)
+        os.replace(unfinished, kept)
+    with np.load(kept) as arrays:
+        mean, projection = (jnp.asarray(arrays[name]) for name in Whitening._fields)
+    return params._replace(whitening=Whitening(mean, projection))
 
 
-def _row(name: str, ranks: "np.ndarray", truth: "GroundTruth", overlaps: Sequence[float]) -> Row:
-    from rmacjax.evaluation import first_place, mean_average_precision
+def _described(
+    truth: "GroundTruth", params: "Params", settings: "Settings", regions: bool, folder: str
+) -> "tuple[Collection, AddReport]":
+    """The collection of a ground truth's photos, whatever was described before taken as it is."""
+    from rmacjax.collection import Collection
+    from rmacjax.descriptors import fingerprint
 
-    positives = [query.positives for query in truth.queries]
-    junk = [query.junk for query in truth.queries]
-    precision = mean_average_precision(ranks, positives, junk)
-    first = first_place(ranks, positives, junk=junk)
-    overlap = sum(overlaps) / len(overlaps) if overlaps else float("nan")
-    return Row(name, precision.map, first, overlap, [float(ap) for ap in precision.per_query])
+    name = "".join(c if c.isalnum() else "-" for c in truth.name)[:40]
+    kind = f"{fingerprint(params, settings)}{'-regions' if regions else ''}"
+    place = os.path.join(folder, f"{name}-{kind}")
+    if os.path.isdir(place):
+        collection = Collection.open(place, params)
+    else:
+        collection = Collection.create(place, params, settings=settings, regions=regions)
+    wanted = {os.path.abspath(path) for path in truth.paths}
+    gone = [path for path in collection.paths if path not in wanted]
+    if gone:
+        collection.remove(gone)
+    with progress("photos") as update:
+        added = collection.add(truth.paths, progress=update)
+    list_skipped(added.skipped)
+    if not len(collection):
+        raise OSError(f"none of the photos of {truth.name} could be used")
+    return collection, added
 
 
-def _report(
-    outcome: Outcome, facts: dict[str, object], markdown: str | None, json: str | None
+def _save_thresholds(
+    out: str,
+    weights: str,
+    params: "Params",
+    whiten_on: str | None,
+    trusted: Sequence,
+    learned_on: str,
 ) -> None:
-    from rmacjax.pictures import duration
+    """Write the network, its whitening and the scores that count as found."""
+    from rmacjax.weights import describe_file, provenance, save
 
-    lines = [
-        (
-            row.name,
-            f"{row.mean_average_precision:.3f}",
-            f"{row.first_place:.1%}",
-            "-" if row.overlap != row.overlap else f"{row.overlap:.3f}",
-        )
-        for row in outcome.rows
-    ]
-    headings = {"search": "left", "mAP": "right", "first place": "right", "overlap": "right"}
-    if json != "-":
-        table(headings, lines)
-        times = ", ".join(f"{stage} {duration(t)}" for stage, t in outcome.seconds.items())
-        say(f"{facts['photos_per_second']} photos described per second; per query: {times}")
-        say(f"first stage (the row {ROWS[0]!r}): {facts['first_stage']}")
-    if markdown is not None:
-        settings = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in facts.items())
-        rows = [" | ".join(line) for line in lines]
-        text = "\n".join(["| " + " | ".join(headings) + " |", "|---|--:|--:|--:|"])
-        text += "".join(f"\n| {row} |" for row in rows) + f"\n\n{settings}\n"
-        write_text(markdown, text)
-    if json is not None:
-        scores = [
-            {
-                "search": row.name,
-                "map": finite(row.mean_average_precision),
-                "first_place": finite(row.first_place),
-                "overlap": finite(row.overlap),
-                "per_query": [finite(ap) for ap in row.per_query],
-            }
-            for row in outcome.rows
-        ]
-        seconds = {stage: round(t, 6) for stage, t in outcome.seconds.items()}
-        write_json(
-            json,
-            facts | {"rows": scores, "true_boxes": outcome.boxes, "seconds_per_query": seconds},
-        )
-
-
-def _overlaps(
-    found: "Retrieved",
-    map_sizes: "np.ndarray",
-    numbers: "np.ndarray",
-    collection: "Collection",
-    query: "Query",
-) -> list[float]:
-    """How well the boxes lie on the true ones, for one query's photos whose true box is known."""
-    import numpy as np
-
-    from rmacjax.preprocessing import read_size
-    from rmacjax.regions import box_iou
-    from rmacjax.retrieval import boxes_in_pixels
-
-    position = {int(number): i for i, number in enumerate(numbers)}
-    paths = collection.paths
-    overlaps = []
-    for number, true in query.boxes.items():
-        index = position.get(number)
-        if index is None or index not in found.boxes:
-            continue
-        size = read_size(paths[index])
-        boxes = boxes_in_pixels(found, index, map_sizes[index].tolist(), size)
-        if boxes:
-            overlaps.append(float(box_iou(np.asarray([boxes[0]]), np.asarray([true]))[0]))
-    return overlaps
+    thresholds = tuple((each.stage, float(each.threshold)) for each in trusted)
+    known = provenance(weights)
+    facts = describe_file(weights)
+    whitening, settings = facts.get("whitening"), facts.get("settings")
+    origin = whitening["origin"] if isinstance(whitening, dict) else ""
+    if whiten_on is not None:
+        name = os.path.basename(os.path.abspath(whiten_on))
+        origin = f"PCA, learned on the regions of the photos in {name!r}"
+    save(
+        out,
+        params._replace(network=replace(params.network, thresholds=thresholds)),
+        origin=known["origin"],
+        licence=known["licence"],
+        made_by=known["made_by"],
+        source_sha256=known["source_sha256"],
+        whitening_origin=origin,
+        settings=(settings if isinstance(settings, dict) else {})
+        | {"thresholds learned on": learned_on},
+    )
+    say(f"Wrote {out}: scores that count as found, learned on {learned_on}")

@@ -4,6 +4,7 @@ Both are made from plain facts (`Picture`, `Ranking`), not from a collection, so
 command line and a notebook draw whatever they have.
 """
 
+from rmacjax.pictures.contents import contents_page
 from rmacjax.pictures.page import THUMBNAIL_PX, result_page
 from rmacjax.pictures.rankings import (
     Picture,
@@ -22,6 +23,7 @@ __all__ = [
     "Ranking",
     "box_for_people",
     "contact_sheet",
+    "contents_page",
     "duration",
     "printable",
     "ranking",

@@ -1,0 +1,340 @@
+"""What `rmacjax evaluate` reports: a table, sentences, Markdown, JSON, and a page per query."""
+
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+from rmacjax import __version__
+from rmacjax.cli.terminal import finite, say, table, write_json, write_text
+
+if TYPE_CHECKING:
+    from rmacjax.collection import AddReport, Collection
+    from rmacjax.datasets import GroundTruth
+    from rmacjax.measurement import Measured, Row, Trust
+    from rmacjax.pictures import Ranking
+    from rmacjax.recipes import Recipe
+    from rmacjax.retrieval import Query, Retrieved
+
+ON_PAGE = 20
+"""Results shown on a query's page."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What was measured, and how.
+
+    Attributes:
+        truth: the photos and queries.
+        collection: what was searched.
+        added: what describing took.
+        weights: as the command named them.
+        whitening: what it was learned on by this command, or None.
+        recipe: its name, or None.
+        options: all options of the command.
+    """
+
+    truth: "GroundTruth"
+    collection: "Collection"
+    added: "AddReport"
+    weights: str
+    whitening: str | None
+    recipe: str | None
+    options: Mapping[str, object]
+
+    def document(self) -> dict[str, object]:
+        """Everything that is needed to measure the same again."""
+        import jax
+        import numpy as np
+
+        from rmacjax.descriptors import fingerprint
+        from rmacjax.weights import locate
+        from rmacjax.weights.conversion import file_sha256
+
+        params, settings = self.collection.params, self.collection.settings
+        own = "that of the weights" if params.whitening is not None else "none"
+        new = self.added.added + self.added.replaced
+        return {
+            "data": self.truth.name,
+            "protocol": self.truth.protocol,
+            "queries": len(self.truth.queries),
+            "photos": len(self.collection),
+            "skipped": [list(each) for each in self.added.skipped],
+            "weights": self.weights,
+            "weights_sha256": file_sha256(locate(self.weights)),
+            "whitening": self.whitening or own,
+            "recipe": self.recipe,
+            "fingerprint": fingerprint(params, settings),
+            "settings": asdict(settings),
+            "options": {name: value for name, value in self.options.items() if value is not None},
+            "versions": {
+                "rmacjax": __version__,
+                "jax": jax.__version__,
+                "numpy": np.__version__,
+                "python": platform.python_version(),
+                "device": jax.default_backend(),
+            },
+            "photos_described": new,
+            "photos_per_second": round(new / max(self.added.seconds, 1e-9), 2) if new else None,
+        }
+
+    def line(self) -> str:
+        """The settings in one line, for below a table."""
+        settings, options = self.collection.settings, self.options
+        facts = {
+            "data": self.truth.name,
+            "photos": len(self.collection),
+            "queries": f"{len(self.truth.queries)} {options['queries']}",
+            "weights": os.path.basename(self.weights),
+            "whitening": self.document()["whitening"],
+            "pool": settings.pool,
+            "levels": settings.levels,
+            "long side": settings.long_side,
+            "rerank": options["rerank"],
+            "expand": options["expand"],
+            "fusion": options["fusion"],
+            "first stage": options["first_stage"],
+        }
+        return ", ".join(f"{name} {value}" for name, value in facts.items())
+
+
+def report(
+    measured: "Measured",
+    trusted: Sequence["Trust"],
+    facts: Facts,
+    recipe: "Recipe | None",
+    markdown: str | None,
+    json: str | None,
+) -> None:
+    """Print and write the scores."""
+    from rmacjax.pictures import duration
+
+    headings, lines = _table(measured.rows)
+    verdicts = [] if recipe is None else _compared(measured.rows, recipe)
+    differences = _differences(measured.rows)
+    if json != "-":
+        table(headings, lines)
+        if facts.options["queries"] == "whole":
+            say("Queries are whole photos, not outlined objects: not comparable with published.")
+        times = ", ".join(f"{stage} {duration(t)}" for stage, t in measured.seconds.items())
+        say(f"Per query: {times}; first stage (the row 'filter'): {facts.options['first_stage']}")
+        for sentence in [*(each["words"] for each in differences), *verdicts]:
+            say(str(sentence))
+        for each in trusted:
+            say(_in_words(each))
+    if markdown is not None:
+        rows = [" | ".join(line) for line in lines]
+        text = "| " + " | ".join(headings) + " |\n|---|" + "--:|" * (len(headings) - 1)
+        text += "".join(f"\n| {row} |" for row in rows)
+        sentences = [facts.line(), *(str(each["words"]) for each in differences), *verdicts]
+        sentences += map(_in_words, trusted)
+        write_text(markdown, text + "".join(f"\n\n{sentence}" for sentence in sentences) + "\n")
+    if json is not None:
+        write_json(
+            json,
+            facts.document()
+            | {
+                "query_names": [query.name for query in facts.truth.queries],
+                "rows": [_document(row) for row in measured.rows],
+                "differences": differences,
+                "trust": [_trust_document(each) for each in trusted],
+                "compared_with_published": verdicts,
+                "seconds_per_query": {k: round(t, 6) for k, t in measured.seconds.items()},
+            },
+        )
+
+
+def _table(rows: Sequence["Row"]) -> tuple[dict[str, str], list[tuple[str, ...]]]:
+    shown = [name for name in rows[0].scores if name[:2] != "mP"]
+    headings = {"search": "left"}
+    for name in shown:
+        headings |= {name: "right", f"{name} 95 %": "right"} if name[:3] == "mAP" else {}
+        headings |= {} if name[:3] == "mAP" else {name: "right"}
+    headings["overlap"] = "right"
+    lines = []
+    for row in rows:
+        cells = [row.name]
+        for name in shown:
+            score = row.scores[name]
+            if name[:3] == "mAP":
+                cells += [f"{score.mean:.3f}", f"{score.low:.3f} to {score.high:.3f}"]
+            else:
+                cells.append(f"{score.mean:.1%}")
+        cells.append("-" if row.overlap != row.overlap else f"{row.overlap:.3f}")
+        lines.append(tuple(cells))
+    return headings, lines
+
+
+def _document(row: "Row") -> dict[str, object]:
+    first = next(iter(row.scores.values()))
+    place = row.scores.get("first place")
+    return {
+        "search": row.name,
+        "map": finite(first.mean),
+        "first_place": None if place is None else finite(place.mean),
+        "overlap": finite(row.overlap),
+        "true_boxes": row.boxes,
+        "per_query": [finite(ap) for ap in first.per_query],
+        "scores": {
+            name: {
+                "mean": finite(score.mean),
+                "interval": [finite(score.low), finite(score.high)],
+                "per_query": [finite(value) for value in score.per_query],
+            }
+            for name, score in row.scores.items()
+        },
+    }
+
+
+def _differences(rows: Sequence["Row"]) -> list[dict[str, object]]:
+    """Each further row beside the first: by how much, and whether it is more than chance."""
+    from rmacjax.evaluation import paired_difference
+
+    found: list[dict[str, object]] = []
+    name = next(iter(rows[0].scores))
+    for row in rows[1:]:
+        each = paired_difference(row.scores[name].per_query, rows[0].scores[name].per_query)
+        if each.mean != each.mean:
+            continue
+        real = each.excludes_zero
+        words = (
+            f"{row.name!r} beside {rows[0].name!r}: {name} {each.mean:+.3f} "
+            f"({each.low:+.3f} to {each.high:+.3f}), "
+            + ("more than these queries vary" if real else "within what these queries vary")
+        )
+        found.append(
+            {
+                "search": row.name,
+                "beside": rows[0].name,
+                "score": name,
+                "difference": each.mean,
+                "interval": [each.low, each.high],
+                "real": real,
+                "words": words,
+            }
+        )
+    return found
+
+
+def _compared(rows: Sequence["Row"], recipe: "Recipe") -> list[str]:
+    """What was published beside what was measured, a sentence each."""
+    measured = {row.name: row.scores for row in rows}
+    sentences = []
+    for number, (row, scores) in enumerate(recipe.expected.items()):
+        allowed = recipe.tolerance * (2 if number else 1)
+        for name, expected in scores.items():
+            if row not in measured or name not in measured[row]:
+                continue
+            got = 100 * measured[row][name].mean
+            verdict = "as published" if abs(got - expected) <= allowed else "NOT as published"
+            sentences.append(
+                f"{row}, {name}: {got:.1f}, published {expected:.1f} ({recipe.source}), "
+                f"may be {allowed:g} off: {verdict}"
+            )
+    return sentences
+
+
+def _in_words(each: "Trust") -> str:
+    return (
+        f"{each.stage}: of {len(each.present)} objects that are there {each.hits:.1%} score "
+        f"{each.threshold:.3f} or more, of {len(each.absent)} that are not at most 1 %; "
+        f"area under the curve {each.curve.auc:.3f}"
+    )
+
+
+def _trust_document(each: "Trust") -> dict[str, object]:
+    return {
+        "stage": each.stage,
+        "threshold": each.threshold,
+        "hits": each.hits,
+        "auc": each.curve.auc,
+        "present": each.present.tolist(),
+        "absent": each.absent.tolist(),
+        "false_alarms_and_hits": [
+            [float(x), float(y)]
+            for x, y in zip(each.curve.false_alarms, each.curve.hits, strict=True)
+        ],
+    }
+
+
+class Pages:
+    """A page per query, and one that lists them, the worst first."""
+
+    def __init__(self, folder: str, collection: "Collection", truth: "GroundTruth") -> None:
+        os.makedirs(folder, exist_ok=True)
+        self._folder = folder
+        self._collection = collection
+        self._truth = truth
+
+    def draw(self, number: int, described: "Query", found: "Retrieved") -> None:
+        """Write one query's page: what was found, the true boxes, right and wrong."""
+        from rmacjax.pictures import result_page
+
+        shown = self._ranking(number, described, found)
+        query = self._truth.queries[number]
+        text = result_page([shown], title=query.name, lead=f"Query {number + 1}")
+        with open(os.path.join(self._folder, _page(number)), "w", encoding="utf-8") as file:
+            file.write(text)
+
+    def _ranking(self, number: int, described: "Query", found: "Retrieved") -> "Ranking":
+        from rmacjax.pictures import Picture, Ranking
+        from rmacjax.retrieval import boxes_in_pixels
+
+        query, truth = self._truth.queries[number], self._truth
+        snapshot = self._collection.gallery().snapshot
+        numbers = {os.path.abspath(path): i for i, path in enumerate(truth.paths)}
+        right, ignored = set(query.positives.tolist()), set(query.junk.tolist())
+        pictures = []
+        top = zip(found.ranking.indices[:ON_PAGE].tolist(), found.ranking.scores, strict=False)
+        for index, score in top:
+            path = snapshot.paths[index]
+            known = numbers.get(path)
+            size = (int(snapshot.sizes_px[index][0]), int(snapshot.sizes_px[index][1]))
+            boxes = boxes_in_pixels(found, index, snapshot.map_sizes[index].tolist(), size)
+            pictures.append(
+                Picture(
+                    path,
+                    *size,
+                    tuple(boxes),
+                    float(score),
+                    None if known is None else query.boxes.get(known),
+                    None if known in ignored else known in right,
+                )
+            )
+        asked = Picture(
+            query.path,
+            described.height_px,
+            described.width_px,
+            (described.box_px,),
+            name=query.name,
+        )
+        return Ranking(asked, pictures, dict(found.seconds))
+
+    def finish(self, measured: "Measured") -> None:
+        """Write the list of all queries with their scores, the worst first."""
+        import numpy as np
+
+        from rmacjax.pictures import contents_page
+
+        columns = [next(iter(row.scores.values())).per_query for row in measured.rows]
+        worst = np.argsort(np.nan_to_num(columns[0], nan=2.0), kind="stable")
+        rows = [
+            (
+                _page(number),
+                self._truth.queries[number].name,
+                ["-" if np.isnan(each[number]) else f"{each[number]:.3f}" for each in columns],
+            )
+            for number in worst.tolist()
+        ]
+        text = contents_page(
+            rows,
+            title=f"Queries of {self._truth.name}",
+            lead="Average precision of each query, the worst first.",
+            headings=["query", *(row.name for row in measured.rows)],
+        )
+        write_text(os.path.join(self._folder, "index.html"), text)
+
+
+def _page(number: int) -> str:
+    return f"query-{number + 1:04}.html"

@@ -1,0 +1,322 @@
+"""Measurement: rows beside plain loops, and scores of objects that are not there."""
+
+import dataclasses
+import json
+import os
+
+import numpy as np
+import oracles
+import pytest
+
+import rmacjax
+from rmacjax import measurement
+from rmacjax.backbones import TORCHVISION_CONVENTION, Network, initialize
+from rmacjax.cli import main
+from rmacjax.datasets import GroundTruth, Query
+from rmacjax.descriptors import Params, Settings
+from rmacjax.evaluation import revisited_protocol
+from rmacjax.expansion import augment
+from rmacjax.measurement import Way, measure, trust
+from rmacjax.preprocessing import encode_jpeg
+from rmacjax.weights import load, save
+from rmacjax.weights.calibration import measure_activation_scale
+
+NONE = np.zeros(0, np.int64)
+SETTINGS = Settings(long_side=128)
+
+
+def picture(thing: int, seed: int) -> np.ndarray:
+    """A patterned square, of so many patterns, somewhere on a noisy ground."""
+    rng = np.random.default_rng([thing, seed])
+    ground = np.kron(rng.integers(0, 90, (12, 16, 3)), np.ones((8, 8, 1))).astype(np.uint8)
+    pattern = np.random.default_rng(thing).integers(0, 256, (7, 7, 3), np.uint8)
+    top, left = rng.integers(0, 96 - 63), rng.integers(0, 128 - 63)
+    ground[top : top + 63, left : left + 63] = np.kron(pattern, np.ones((9, 9, 1), np.uint8))
+    return ground
+
+
+@pytest.fixture(scope="module")
+def params() -> Params:
+    numbers = initialize("alexnet", 0)
+    network = Network("alexnet", last_pool=False, convention=TORCHVISION_CONVENTION)
+    scale = measure_activation_scale(network, numbers)
+    return Params(dataclasses.replace(network, activation_scale=scale), numbers, None)
+
+
+@pytest.fixture(scope="module")
+def truth(tmp_path_factory) -> GroundTruth:
+    """Four things in three photos each; the first of each asks, one thing is nowhere else."""
+    folder = tmp_path_factory.mktemp("things")
+    paths = []
+    for thing in range(4):
+        for seed in range(3):
+            paths.append(str(folder / f"{thing}-{seed}.jpg"))
+            (folder / f"{thing}-{seed}.jpg").write_bytes(encode_jpeg(picture(thing, seed)))
+    lone = folder / "query.jpg"
+    lone.write_bytes(encode_jpeg(picture(9, 0)))
+    queries = [
+        Query(
+            paths[3 * thing],
+            (0, 0, 80, 100),
+            np.asarray([3 * thing + 1, 3 * thing + 2]),
+            np.asarray([3 * thing]),
+            {3 * thing + 1: (0, 0, 63, 63)},
+            f"thing {thing}",
+        )
+        for thing in range(4)
+    ]
+    queries.append(Query(str(lone), None, NONE, NONE, {}, "nowhere"))
+    return GroundTruth("things", paths, queries)
+
+
+@pytest.fixture(scope="module")
+def collection(truth, params, tmp_path_factory) -> rmacjax.Collection:
+    place = tmp_path_factory.mktemp("measured") / "collection"
+    made = rmacjax.Collection.create(place, params, settings=SETTINGS, regions=True)
+    made.add(truth.paths)
+    return made
+
+
+def searched(collection, truth, query, **options) -> list[int]:
+    """The ranking as a user gets it."""
+    hits = collection.search(query.path, query.box_px, top=len(collection), **options)
+    return [truth.paths.index(hit.path) for hit in hits]
+
+
+def precisions(collection, truth, **options) -> list[float]:
+    """Average precisions by the oracle; nan where nothing is right."""
+    found = [
+        oracles.average_precision(
+            searched(collection, truth, query, **options),
+            set(query.positives.tolist()),
+            set(query.junk.tolist()),
+        )
+        for query in truth.queries
+    ]
+    return [float("nan") if value is None else value for value in found]
+
+
+def test_rows_equal_searches_scored_by_the_oracle(collection, truth):
+    ways = [
+        Way(expand=2),
+        Way(("regions", "r + AML", None), first_stage="regions", rerank=3, expand=0),
+        Way((None, "fused", "fused + QE"), fusion=0.5, expand=2),
+        Way((None, None, "alpha"), expand=2, expand_alpha=3.0),
+    ]
+    rows = {row.name: row for row in measure(collection, truth, ways).rows}
+    expected = {
+        "filter": {"rerank": 0, "expand": 0},
+        "+ AML": {"expand": 0},
+        "+ AML + QE": {"expand": 2},
+        "regions": {"rerank": 0, "expand": 0, "first_stage": "regions"},
+        "r + AML": {"rerank": 3, "expand": 0, "first_stage": "regions"},
+        "fused": {"fusion": 0.5, "expand": 0},
+        "fused + QE": {"fusion": 0.5, "expand": 2},
+        "alpha": {"expand": 2, "expand_alpha": 3.0},
+    }
+    assert list(rows) == list(expected)
+    for name, options in expected.items():
+        score = rows[name].scores["mAP"]
+        np.testing.assert_allclose(
+            score.per_query, precisions(collection, truth, **options), atol=1e-12, err_msg=name
+        )
+        assert score.mean == pytest.approx(np.nanmean(score.per_query))
+        assert score.low <= score.mean <= score.high
+        first = [searched(collection, truth, query, **options) for query in truth.queries]
+        right = [
+            float("nan")
+            if not len(query.positives)
+            else next(i for i in ranking if i not in query.junk) in query.positives
+            for ranking, query in zip(first, truth.queries, strict=True)
+        ]
+        np.testing.assert_array_equal(rows[name].scores["first place"].per_query, right)
+    assert rows["filter"].boxes == 0 and rows["+ AML"].boxes == 4
+    assert 0 < rows["+ AML"].overlap <= 1
+
+
+def test_an_augmented_and_a_diffused_database_are_ranked_by_what_they_become(collection, truth):
+    ways = [
+        Way(rerank=0, expand=0),
+        Way(("DBA", None, None), rerank=0, expand=0, database="augmented"),
+        Way(("diffusion", None, None), database="diffused"),
+    ]
+    rows = {row.name: row for row in measure(collection, truth, ways, neighbours=3).rows}
+    stored = [truth.paths.index(path) for path in collection.paths]
+    plain = np.asarray(collection.gallery().descriptors)[: len(stored)].astype(np.float32)
+    joined = np.asarray(augment(plain, neighbours=3))
+    for number, query in enumerate(truth.queries[:4]):
+        asked = rmacjax.describe(
+            collection.params,
+            [rmacjax.preprocessing.load_image(query.path, 128, box_px=query.box_px).pixels],
+            settings=SETTINGS,
+        )[0]
+        order = [stored[i] for i in np.argsort(-(joined @ np.asarray(asked)), kind="stable")]
+        wanted = set(query.positives.tolist()), set(query.junk.tolist())
+        expected = oracles.average_precision(order, *wanted)
+        assert rows["DBA"].scores["mAP"].per_query[number] == pytest.approx(expected, abs=1e-9)
+        spread = rows["diffusion"].scores["mAP"].per_query[number]
+        assert 0 < spread <= 1
+
+
+def test_the_revisited_protocol_has_its_columns(collection, truth):
+    queries = [query._replace(hard=query.positives[1:]) for query in truth.queries]
+    revisited = truth._replace(queries=queries, protocol="revisited")
+    (row,) = measure(collection, revisited, [Way(rerank=0)]).rows
+    ranks = np.stack([searched(collection, truth, q, rerank=0, expand=0) for q in queries], axis=1)
+    easy = [query.positives[:1] for query in queries]
+    hard = [query.hard for query in queries]
+    expected = revisited_protocol(ranks, easy, hard, [query.junk for query in queries])
+    for letter, difficulty in zip("EMH", expected, strict=True):
+        assert row.scores[f"mAP {letter}"].mean == pytest.approx(difficulty.map)
+        for k, precision in difficulty.precision_at.items():
+            assert row.scores[f"mP@{k} {letter}"].mean == pytest.approx(precision)
+
+
+def test_absent_objects_are_looked_for_where_they_never_were(collection, truth, params, tmp_path):
+    found = {each.stage: each for each in trust(collection, truth, Way(expand=2))}
+    assert list(found) == list(measurement.STAGES)
+    options = {"filter": {"rerank": 0}, "rerank": {"expand": 0}, "expand": {"expand": 2}}
+    for number, query in enumerate(truth.queries):
+        hidden = {*query.positives.tolist(), *query.junk.tolist()}
+        rest = rmacjax.Collection.create(tmp_path / f"{number}", params, settings=SETTINGS)
+        rest.add([path for i, path in enumerate(truth.paths) if i not in hidden])
+        for stage, asked in options.items():
+            best = rest.search(query.path, query.box_px, top=1, **{"expand": 0} | asked)[0]
+            assert found[stage].absent[number] == pytest.approx(best.score, abs=2e-6), stage
+    # The object that is nowhere is only asked for where it is not.
+    assert all(len(each.absent) == 5 and len(each.present) == 4 for each in found.values())
+    for each in found.values():
+        assert np.mean(each.absent >= each.threshold) <= 0.01
+        assert each.hits == np.mean(each.present >= each.threshold)
+
+
+def test_trust_needs_objects_that_are_there(collection, truth):
+    lone = truth._replace(queries=truth.queries[4:])
+    with pytest.raises(ValueError, match="no query whose object"):
+        trust(collection, lone)
+
+
+# The command.
+
+
+@pytest.fixture(scope="module")
+def folder(truth, tmp_path_factory):
+    """The photos' folder with the ground truth beside them, and the network in a file."""
+    from rmacjax.datasets import write_ground_truth
+
+    place = os.path.dirname(truth.paths[0])
+    write_ground_truth(truth, os.path.join(place, "ground_truth.json"))
+    return place
+
+
+@pytest.fixture(scope="module")
+def weights(params, tmp_path_factory) -> str:
+    path = tmp_path_factory.mktemp("network") / "random.safetensors"
+    return str(save(path, params, origin="random numbers", licence="none needed"))
+
+
+def evaluated(capsys, *words) -> dict:
+    capsys.readouterr()
+    code = main(["evaluate", *map(str, words), "--long-side", "128", "--json", "-"])
+    captured = capsys.readouterr()
+    assert code == 0, captured.err
+    return json.loads(captured.out)
+
+
+def test_interrupted_and_run_again_it_gives_the_same_table(
+    capsys, folder, weights, tmp_path, monkeypatch
+):
+    words = [folder, "--weights", weights, "--whiten", folder, "--cache"]
+    whole = evaluated(capsys, *words, tmp_path / "whole")
+    assert whole["photos_described"] == 12
+    # The first time, it is interrupted when five photos have been described.
+    add = rmacjax.Collection.add
+
+    def interrupted(self, paths, *, progress=None):
+        def stop(done, total):
+            if done == 5:
+                raise KeyboardInterrupt
+
+        return add(self, paths, progress=stop)
+
+    monkeypatch.setattr(rmacjax.Collection, "add", interrupted)
+    command = ["evaluate", *words, str(tmp_path / "cut"), "--long-side", "128"]
+    assert main([str(word) for word in command]) == 130
+    monkeypatch.undo()
+    rest = evaluated(capsys, *words, tmp_path / "cut")
+    assert 0 < rest["photos_described"] < 12
+    again = evaluated(capsys, *words, tmp_path / "cut")
+    assert again["photos_described"] == 0
+    assert whole["rows"] == rest["rows"] == again["rows"]
+    assert whole["fingerprint"] == again["fingerprint"]
+    assert {"rmacjax", "jax", "numpy", "python"} <= set(whole["versions"])
+    assert len(whole["weights_sha256"]) == 64 and whole["options"]["whiten_on"] == folder
+
+
+def test_other_ways_are_compared_and_pages_written(capsys, folder, weights, tmp_path):
+    words = ["--also", "regions", "fused", "alpha-qe", "dba", "diffusion", "--trust"]
+    words += ["--html", tmp_path / "pages", "--markdown", tmp_path / "t.md", "--no-cache"]
+    found = evaluated(capsys, folder, "--weights", weights, *words)
+    names = [row["search"] for row in found["rows"]]
+    assert names == [
+        "filter",
+        "+ AML",
+        "+ AML + QE",
+        "regions",
+        "+ AML, fused",
+        "+ AML + QE, fused",
+        "+ AML + alpha-QE",
+        "DBA",
+        "diffusion",
+    ]
+    assert {each["search"] for each in found["differences"]} == set(names[1:])
+    assert [each["stage"] for each in found["trust"]] == ["filter", "rerank", "expand"]
+    text = (tmp_path / "t.md").read_text()
+    assert text.count("\n| ") == len(names) and "beside 'filter'" in text
+    index = (tmp_path / "pages" / "index.html").read_text()
+    order = [index.index(f"query-{n:04}.html") for n in range(1, 6)]
+    scores = found["rows"][0]["per_query"]
+    ranked = sorted(range(5), key=lambda n: order[n])
+    known = [scores[n] for n in ranked if scores[n] is not None]
+    assert known == sorted(known) and ranked[-1] == 4  # without an answer, without a score
+    page = (tmp_path / "pages" / "query-0001.html").read_text()
+    assert "thing 0" in page and "✓ right" in page and "✗ another" in page
+
+
+def test_whole_queries_are_told(capsys, folder, weights, tmp_path):
+    words = ["evaluate", folder, "--weights", weights, "--no-cache", "--queries", "whole"]
+    assert main([*words, "--long-side", "128", "--rerank", "0"]) == 0
+    assert "not comparable" in capsys.readouterr().err
+
+
+def test_thresholds_are_saved_with_the_weights(capsys, folder, weights, tmp_path):
+    out = tmp_path / "sure.safetensors"
+    found = evaluated(capsys, folder, "--weights", weights, "--no-cache", "--save-thresholds", out)
+    learned = {each["stage"]: each["threshold"] for each in found["trust"]}
+    assert dict(load(out).network.thresholds) == pytest.approx(learned)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--recipe", "no-such"], "paper-oxford5k"),
+        (["--recipe", "paper-oxford5k", "--levels", "4"], "--levels"),
+        (["somewhere", "--recipe", "paper-oxford5k"], "what is searched"),
+        (["--recipe", "sfm-gem-oxford5k"], "--weights"),
+        ([], "dataset"),
+        (["x", "--cache", "y", "--no-cache"], "--no-cache"),
+    ],
+)
+def test_what_contradicts_itself_is_refused(capsys, words, said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code = main(["evaluate", *words])
+    captured = capsys.readouterr()
+    assert code in (1, 2) and captured.out == "" and said in captured.err
+    assert "Traceback" not in captured.err
+
+
+def test_a_recipe_without_its_photos_says_what_to_get(capsys, tmp_path, weights):
+    words = ["--recipe", "paper-oxford5k", "--weights", weights, "--data-dir", str(tmp_path)]
+    assert main(["evaluate", *words, "--no-cache"]) == 1
+    said = capsys.readouterr().err
+    assert str(tmp_path / "oxford5k") in said and "http" in said and said.count("\n") == 1
