@@ -21,7 +21,7 @@ from rmacjax.descriptors import Settings
 from rmacjax.pictures import Ranking, contact_sheet, ranking, result_page, settings_in_words
 from rmacjax.preprocessing import encode_jpeg, find_images, read_size, save_png
 from rmacjax.regions import box_iou
-from rmacjax.scenes import render_collection
+from rmacjax.scenes import SceneCollection, render_collection
 from rmacjax.storage import Table
 from rmacjax.weights import load
 
@@ -235,15 +235,31 @@ def _middle(path: str) -> tuple[int, int, int, int]:
 def _generated(target: Path, step: Step) -> GroundTruth:
     """The rendered photos with their truth; those of an earlier run are taken as they are."""
     name = f"generated photos, rmacjax {__version__}"
-    file, photos = target / "ground_truth.json", target / "photos"
+    file = target / "ground_truth.json"
     if file.exists():
         with contextlib.suppress(OSError, ValueError):  # What was left half done is rendered again.
             truth = read_ground_truth(file)
             if truth.name == name:
                 return truth
     step("rendering photos of 8 objects")
-    scenes = render_collection()
-    photos.mkdir(exist_ok=True)
+    return write_scenes(render_collection(), target, name)
+
+
+def write_scenes(scenes: SceneCollection, target: Path, name: str) -> GroundTruth:
+    """Write generated photos and what is true of them, as `rmacjax evaluate` reads it.
+
+    Each object's own photo asks for it and counts neither way.
+
+    Args:
+        scenes: from `rmacjax.scenes.render_collection`.
+        target: a folder; the photos go into its folder ``photos``.
+        name: what the ground truth is called.
+
+    Returns:
+        The ground truth, as it was written to ``ground_truth.json``.
+    """
+    photos = target / "photos"
+    photos.mkdir(parents=True, exist_ok=True)
     paths = [str(photos / each) for each in scenes.names]
     for path, pixels in zip(paths, scenes.images, strict=True):
         Path(path).write_bytes(encode_jpeg(pixels, JPEG_QUALITY))
@@ -255,7 +271,7 @@ def _generated(target: Path, step: Step) -> GroundTruth:
         words = f"object {label + 1}"
         queries.append(Query(paths[own], box, np.asarray(others, np.int64), junk, boxes, words))
     truth = GroundTruth(name, paths, queries)
-    write_ground_truth(truth, file)
+    write_ground_truth(truth, target / "ground_truth.json")
     return truth
 
 

@@ -411,6 +411,7 @@ def _save_thresholds(
         params._replace(network=replace(params.network, thresholds=thresholds)),
         origin=known["origin"],
         licence=known["licence"],
+        dtype="float16" if facts.get("dtype") == "float16" else "float32",
         made_by=known["made_by"],
         source_sha256=known["source_sha256"],
         whitening_origin=origin,
