@@ -5,7 +5,7 @@ import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Int
@@ -16,6 +16,8 @@ __all__ = [
     "Box",
     "FileName",
     "GroundTruth",
+    "NONE",
+    "Protocol",
     "Query",
     "add_distractors",
     "box_from_ltrb",
@@ -25,10 +27,18 @@ __all__ = [
     "names_at",
     "read_json",
     "value_at",
+    "without_answers",
 ]
 
 Box = tuple[int, int, int, int]
 FileName = str | os.PathLike[str]
+
+Protocol = Literal["classic", "revisited"]
+"""How rankings are scored: one list of positives, or easy and hard ones, scored apart."""
+
+NONE: Int[np.ndarray, "_"] = np.zeros(0, np.int64)
+"""No indices; it cannot be written to, so that all may share it."""
+NONE.setflags(write=False)
 
 _KINDS: dict[type, str] = {dict: "an object", list: "a list", str: "a text"}
 
@@ -43,6 +53,7 @@ class Query(NamedTuple):
         junk: indices of images that count neither way.
         boxes: by index, the object's true outline in an image of the collection, where known.
         name: what the query is called.
+        hard: those of the positives that are hard to find, in the revisited protocol.
     """
 
     path: str
@@ -51,6 +62,7 @@ class Query(NamedTuple):
     junk: Int[np.ndarray, "j"]
     boxes: dict[int, Box]
     name: str
+    hard: Int[np.ndarray, "m"] = NONE
 
 
 class GroundTruth(NamedTuple):
@@ -59,12 +71,17 @@ class GroundTruth(NamedTuple):
     Attributes:
         name: what it is called.
         paths: the collection's images; indices count them from 0.
-        queries: the queries.
+        queries: the queries. One without positives looks for what is not in the collection.
+        protocol: "classic": all positives count alike; "revisited": easy and hard ones apart.
+        left_out: (path, sentence) of images that belong to the collection but are known to be
+            broken.
     """
 
     name: str
     paths: list[str]
     queries: list[Query]
+    protocol: Protocol = "classic"
+    left_out: tuple[tuple[str, str], ...] = ()
 
 
 def add_distractors(ground_truth: GroundTruth, paths: Iterable[FileName]) -> GroundTruth:
@@ -90,6 +107,30 @@ def add_distractors(ground_truth: GroundTruth, paths: Iterable[FileName]) -> Gro
             )
         known.add(os.path.abspath(path))
     return ground_truth._replace(paths=[*ground_truth.paths, *more])
+
+
+def without_answers(ground_truth: GroundTruth) -> GroundTruth:
+    """Make every query one for an object that is not in the collection.
+
+    All queries share a collection, so a query's positives are not removed but made its junk: they
+    are taken out of its ranking, and what is left shows nothing of the object.
+
+    Args:
+        ground_truth: what to change; it is left as it was.
+
+    Returns:
+        The same collection, and the same queries without positives; "(absent)" in the name.
+    """
+    queries = [
+        query._replace(
+            positives=NONE,
+            hard=NONE,
+            boxes={},
+            junk=np.unique(np.concatenate([query.positives, query.junk])),
+        )
+        for query in ground_truth.queries
+    ]
+    return ground_truth._replace(name=f"{ground_truth.name} (absent)", queries=queries)
 
 
 def box_from_ltrb(path: str, ltrb: Sequence[float], where: str) -> Box:

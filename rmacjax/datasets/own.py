@@ -9,8 +9,10 @@
 
 Image names are relative to the file's folder; a query's image need not be one of ``images``.
 ``box`` outlines the object in the query's image (without it: the whole image), ``boxes`` in images
-of the collection, as far as known; all as left, top, right, bottom in pixels. ``name``, ``box``,
-``junk`` and ``boxes`` may be left out.
+of the collection, as far as known; all as left, top, right, bottom in pixels. ``positives`` may be
+an empty list: an object that is in no image. ``name``, ``box``, ``junk`` and ``boxes`` may be left
+out. With ``"protocol": "revisited"`` at the top, a query's ``hard`` lists those of its positives
+that are hard to find.
 """
 
 import json
@@ -19,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from rmacjax.datasets.ground_truth import (
+    NONE,
     Box,
     FileName,
     GroundTruth,
@@ -31,8 +34,10 @@ from rmacjax.datasets.ground_truth import (
     read_json,
     value_at,
 )
+from rmacjax.datasets.sheets import SHEET_FILE, read_csv
+from rmacjax.preprocessing import find_images
 
-__all__ = ["GROUND_TRUTH_FILE", "read_own", "write_ground_truth"]
+__all__ = ["GROUND_TRUTH_FILE", "read_image_folder", "read_own", "write_ground_truth"]
 
 GROUND_TRUTH_FILE = "ground_truth.json"
 """The name under which a folder's ground truth is found."""
@@ -64,7 +69,41 @@ def read_own(path: FileName) -> GroundTruth:
         _read_query(entry, f"{file}, query {number}", file, paths, index)
         for number, entry in enumerate(value_at(content, "queries", list, str(file)))
     ]
-    return GroundTruth(str(content.get("name", file.parent.resolve().name)), paths, queries)
+    protocol = content.get("protocol", "classic")
+    if protocol not in ("classic", "revisited"):
+        raise ValueError(f"{file}: 'protocol' is 'classic' or 'revisited', not {protocol!r}.")
+    name = str(content.get("name", file.parent.resolve().name))
+    return GroundTruth(name, paths, queries, protocol)
+
+
+def read_image_folder(folder: FileName) -> GroundTruth:
+    """Read photos of one's own, with a ground truth if there is one.
+
+    Args:
+        folder: the photos; ``ground_truth.json`` (`read_own`) or ``ground_truth.csv`` (`read_csv`)
+            in it says what to look for. Where both are there, the first counts.
+
+    Returns:
+        The collection; without such a file, all photos in the folder and below, and no queries.
+
+    Raises:
+        FileNotFoundError: there is no such folder, no photo in it, or photos are missing.
+        ValueError: the ground truth is not as its format demands.
+    """
+    root = Path(folder)
+    if (root / GROUND_TRUTH_FILE).is_file():
+        return read_own(root / GROUND_TRUTH_FILE)
+    if (root / SHEET_FILE).is_file():
+        return read_csv(root / SHEET_FILE)
+    if not root.is_dir():
+        raise FileNotFoundError(
+            f"There is no folder {root}: put photos there, and {GROUND_TRUTH_FILE} or {SHEET_FILE} "
+            "if you know what they show."
+        )
+    paths = find_images(root).files
+    if not paths:
+        raise FileNotFoundError(f"There is no photo in {root}.")
+    return GroundTruth(root.resolve().name, paths, [])
 
 
 def write_ground_truth(ground_truth: GroundTruth, path: FileName) -> None:
@@ -86,9 +125,14 @@ def write_ground_truth(ground_truth: GroundTruth, path: FileName) -> None:
             entry["box"] = _to_ltrb(query.box_px)
         entry["positives"] = [names[i] for i in query.positives]
         entry["junk"] = [names[i] for i in query.junk]
+        if ground_truth.protocol == "revisited":
+            entry["hard"] = [names[i] for i in query.hard]
         entry["boxes"] = {names[i]: _to_ltrb(box) for i, box in query.boxes.items()}
         queries.append(entry)
-    content = {"name": ground_truth.name, "images": names, "queries": queries}
+    content: dict[str, Any] = {"name": ground_truth.name}
+    if ground_truth.protocol != "classic":
+        content["protocol"] = ground_truth.protocol
+    content |= {"images": names, "queries": queries}
     file.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
@@ -104,13 +148,18 @@ def _read_query(
     boxes = {}
     for i, ltrb in zip(look_up(list(outlines), index, where), outlines.values(), strict=True):
         boxes[int(i)] = box_from_ltrb(paths[i], four_numbers(ltrb, where), where)
+    positives = look_up(names_at(entry, "positives", where), index, where)
+    hard = look_up(names_at({"hard": []} | entry, "hard", where), index, where)
+    if not set(hard.tolist()) <= set(positives.tolist()):
+        raise ValueError(f"{where}: what is 'hard' should be among the 'positives'.")
     return Query(
         image,
         box,
-        look_up(names_at(entry, "positives", where), index, where),
+        positives,
         look_up(names_at({"junk": []} | entry, "junk", where), index, where),
         boxes,
         str(entry.get("name", Path(image).stem)),
+        hard if hard.size else NONE,
     )
 
 

@@ -6,58 +6,56 @@ more than a quarter of it, or less. Good and ok photos are positive, junk counts
 the query's own photo is part of the collection. ``gnd_mini.json`` says the same of a few photos of
 Oxford5k in one file.
 
+The photos may lie in one flat folder (Oxford5k as distributed) or in a folder per landmark (Paris6k
+as distributed); the edition with blurred faces keeps the names. Twenty files of Paris6k are broken
+as distributed and belong to no evaluation.
+
 References:
     Philbin et al. 2007 (Oxford5k) and 2008 (Paris6k).
 """
 
 import re
-from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from rmacjax.datasets.ground_truth import (
-    Box,
     FileName,
     GroundTruth,
-    Query,
-    box_from_ltrb,
     check_present,
     four_numbers,
-    look_up,
     names_at,
     read_json,
     value_at,
 )
-from rmacjax.preprocessing import find_images
+from rmacjax.datasets.named import NamedQuery, keep_only, named_photos, resolve
+from rmacjax.datasets.photos import OXFORD_PREFIX, check_named, photos_by_name
 
-__all__ = ["NamedQuery", "parse_oxford_text", "read_oxford_mini", "read_oxford_text"]
+__all__ = [
+    "CORRUPTED_PARIS",
+    "parse_oxford_text",
+    "read_oxford_mini",
+    "read_oxford_text",
+]
 
-OXFORD_PREFIX = "oxc1_"
-"""What Oxford5k's query files put before the name of the photo."""
-
-
-class NamedQuery(NamedTuple):
-    """A query as the files put it: photos by name without suffix, the box with fractions.
-
-    Attributes:
-        name: landmark and number, such as ``all_souls_1``.
-        image: the photo that the box is in.
-        box_ltrb: left, top, right, bottom, pixels.
-        good: photos that show the landmark clearly.
-        ok: photos that show more than a quarter of it.
-        junk: photos that show less.
-    """
-
-    name: str
-    image: str
-    box_ltrb: tuple[float, float, float, float]
-    good: list[str]
-    ok: list[str]
-    junk: list[str]
+CORRUPTED_PARIS = frozenset(
+    f"paris_{name}"
+    for name in (
+        *("louvre_000136", "louvre_000146", "moulinrouge_000422", "museedorsay_001059"),
+        *("notredame_000188", "pantheon_000284", "pantheon_000960", "pantheon_000974"),
+        *("pompidou_000195", "pompidou_000196", "pompidou_000201", "pompidou_000467"),
+        *("pompidou_000640", "sacrecoeur_000299", "sacrecoeur_000330", "sacrecoeur_000353"),
+        *("triomphe_000662", "triomphe_000833", "triomphe_000863", "triomphe_000867"),
+    )
+)
+"""The photos of Paris6k that are broken as distributed: 6412 files make 6392 photos."""
 
 
 def read_oxford_text(
-    folder: FileName, images: FileName, *, present_only: bool = False
+    folder: FileName,
+    images: FileName,
+    *,
+    present_only: bool = False,
+    without: tuple[FileName, ...] = (),
+    advice: str = "",
 ) -> GroundTruth:
     """Read Oxford5k or Paris6k from the text files.
 
@@ -65,9 +63,12 @@ def read_oxford_text(
 
     Args:
         folder: the text files.
-        images: the folder of the photos; all in it are the collection.
+        images: the folder of the photos; all in it and below are the collection, but for those of
+            Paris6k that are known to be broken: they are listed in `left_out`.
         present_only: leave out photos that are not there, and the queries of those; otherwise a
             missing photo is an error.
+        without: folders below `images` that are passed over.
+        advice: what to do about missing photos, for the error.
 
     Returns:
         The photos by name, and the queries.
@@ -79,22 +80,23 @@ def read_oxford_text(
     queries = parse_oxford_text(folder)
     if not Path(images).is_dir():
         raise FileNotFoundError(f"There is no folder {images} with the photos of {folder}.")
-    paths = find_images(images).files
-    present = {Path(path).stem for path in paths}
-    if len(present) < len(paths):
-        stems = [Path(path).stem for path in paths]
-        twice = next(stem for stem in stems if stems.count(stem) > 1)
-        raise ValueError(f"Two photos in {images} are called {twice}; the ground truth knows one.")
+    photos = photos_by_name(images, without=without)
+    broken = [photos.pop(name) for name in sorted(CORRUPTED_PARIS & photos.keys())]
+    sound = named_photos(queries) - CORRUPTED_PARIS
+    queries = [keep_only(query, sound) for query in queries]
     if present_only:
-        queries = [_only(query, present) for query in queries if query.image in present]
-    named = {n for query in queries for n in (query.image, *query.good, *query.ok, *query.junk)}
-    if missing := sorted(named - present):
-        raise FileNotFoundError(
-            f"{len(missing)} of {len(named)} photos that {folder} names are not in {images}, the "
-            f"first is {missing[0]}."
-        )
-    name = Path(images).resolve().parent.name
-    return GroundTruth(name, paths, _resolve(queries, paths, str(folder)))
+        queries = [keep_only(query, photos) for query in queries if query.image in photos]
+    check_named(named_photos(queries), photos, str(folder), images, advice=advice)
+    place = Path(images).resolve()
+    resolved = resolve(
+        queries, list(photos), photos, str(folder), objects=[_landmark(q) for q in queries]
+    )
+    return GroundTruth(
+        place.parent.name if place.name == "jpg" else place.name,
+        list(photos.values()),
+        resolved,
+        left_out=tuple((path, f"{path} is broken as distributed.") for path in broken),
+    )
 
 
 def read_oxford_mini(folder: FileName) -> GroundTruth:
@@ -130,7 +132,12 @@ def read_oxford_mini(folder: FileName) -> GroundTruth:
     names = names_at(content, "imlist", str(file))
     paths = [str(Path(folder) / "jpg" / f"{name}.jpg") for name in names]
     check_present(paths, file)
-    return GroundTruth("Oxford5k-mini", paths, _resolve(queries, paths, str(file)))
+    photos = dict(zip(names, paths, strict=True))
+    check_named([query.image for query in queries], photos, str(file), Path(folder) / "jpg")
+    resolved = resolve(
+        queries, names, photos, str(file), objects=[_landmark(query) for query in queries]
+    )
+    return GroundTruth("Oxford5k-mini", paths, resolved)
 
 
 def parse_oxford_text(folder: FileName) -> list[NamedQuery]:
@@ -166,37 +173,8 @@ def parse_oxford_text(folder: FileName) -> list[NamedQuery]:
 def _read_names(file: Path) -> list[str]:
     if not file.is_file():
         raise FileNotFoundError(f"{file} is missing, though its query file is there.")
-    return file.read_text(encoding="utf-8").split()
-
-
-def _only(query: NamedQuery, present: Collection[str]) -> NamedQuery:
-    return query._replace(
-        good=[name for name in query.good if name in present],
-        ok=[name for name in query.ok if name in present],
-        junk=[name for name in query.junk if name in present],
-    )
-
-
-def _resolve(queries: Sequence[NamedQuery], paths: Sequence[str], source: str) -> list[Query]:
-    """Put indices for names, and add the boxes that queries of one landmark know of each other."""
-    index = {Path(path).stem: i for i, path in enumerate(paths)}
-    own: list[Box] = []
-    known: dict[str, dict[int, Box]] = {}
-    for query in queries:
-        where = f"{source}, query {query.name}"
-        at = int(look_up([query.image], index, where)[0])
-        own.append(box_from_ltrb(paths[at], query.box_ltrb, where))
-        known.setdefault(_landmark(query), {})[at] = own[-1]
-    resolved = []
-    for query, box in zip(queries, own, strict=True):
-        where = f"{source}, query {query.name}"
-        at = index[query.image]
-        positives = look_up([*query.good, *query.ok], index, where)
-        outlines = known[_landmark(query)] | {at: box}
-        boxes = {int(i): outlines[int(i)] for i in positives if int(i) in outlines}
-        junk = look_up(query.junk, index, where)
-        resolved.append(Query(paths[at], box, positives, junk, boxes, query.name))
-    return resolved
+    names = file.read_text(encoding="utf-8").split()
+    return [name.removeprefix(OXFORD_PREFIX) for name in names]
 
 
 def _landmark(query: NamedQuery) -> str:
