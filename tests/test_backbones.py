@@ -7,7 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 import torch_networks
+import torch_resnets
 
 from rmacjax import backbones
 from rmacjax.backbones import (
@@ -29,7 +31,11 @@ run = jax.jit(forward)
 # Every network with and without its last pool.
 NETWORKS = [
     Network(
-        name, last_pool, CAFFE_CONVENTION if name == "alexnet-caffe" else TORCHVISION_CONVENTION
+        name,
+        last_pool,
+        CAFFE_CONVENTION
+        if name.endswith("-caffe") or name == "alexnet-2012"
+        else TORCHVISION_CONVENTION,
     )
     for name, architecture in ARCHITECTURES.items()
     for last_pool in ((True, False) if architecture.ends_with_pool else (False,))
@@ -41,7 +47,15 @@ def label(network):
 
 
 every_network = pytest.mark.parametrize("network", NETWORKS, ids=label)
-every_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES)
+# Compiling takes long: of ResNets with the same kinds of blocks, the smallest stands for all.
+DEEPER = ("resnet34", "resnet101")
+every_architecture = pytest.mark.parametrize(
+    "architecture", [name for name in ARCHITECTURES if not name.startswith(DEEPER)]
+)
+compiled_network = pytest.mark.parametrize(
+    "network", [n for n in NETWORKS if not n.architecture.startswith(DEEPER)], ids=label
+)
+every_table = pytest.mark.parametrize("architecture", ARCHITECTURES)
 
 
 @functools.cache
@@ -94,7 +108,10 @@ def test_padded_batch_equals_one_by_one(architecture):
 
 @every_network
 def test_map_size_is_that_of_the_map(network):
-    shapes = jax.eval_shape(lambda: weights_of(network.architecture))
+    shapes = {
+        name: jax.ShapeDtypeStruct(shape, jnp.float32)
+        for name, shape in weight_shapes(network.architecture).items()
+    }
     least = minimum_size(network)
     for height, width in [(least, least), (least + 1, 97), (160, 133), (224, 223), (768, 1024)]:
         images = jax.ShapeDtypeStruct((1, height, width, 3), jnp.uint8)
@@ -104,8 +121,18 @@ def test_map_size_is_that_of_the_map(network):
 
 @every_network
 def test_map_size_is_pytorchs(network):
-    weights = torch_networks.random_weights(network.architecture)
+    resnet = network.architecture in torch_resnets.DEPTHS
+    if resnet:
+        with torch.device("meta"):
+            reference = torch_resnets.ResNet(network.architecture)
+    else:
+        weights = torch_networks.random_weights(network.architecture)
     for height, width in [(70, 131), (99, 100)]:
+        if resnet:
+            shape = reference(torch.zeros(1, 3, height, width, device="meta")).shape
+            assert map_size(network, height, width) == tuple(shape[2:])
+            assert network.channels == shape[1]
+            continue
         zeros = np.zeros((1, height, width, 3), np.uint8)
         truth = torch_networks.activations(
             network.architecture,
@@ -126,9 +153,16 @@ def test_published_sizes():
     squeeze = Network("squeezenet1_1", False, TORCHVISION_CONVENTION)
     assert map_size(squeeze, 224, 224) == (13, 13)
     assert stride(squeeze) == 16
+    for name in ("resnet18", "resnet50", "resnet101", "resnet50-caffe"):  # He et al., table 1
+        resnet = Network(name, False, TORCHVISION_CONVENTION)
+        assert map_size(resnet, 224, 224) == (7, 7)
+        assert stride(resnet) == 32
+    early = Network("resnet18-layer3", False, TORCHVISION_CONVENTION)
+    assert map_size(early, 224, 224) == (14, 14)
+    assert (stride(early), early.channels) == (16, 256)
 
 
-@every_network
+@compiled_network
 def test_smallest_images(network):
     least = minimum_size(network)
     assert map_size(network, least, least) == (1, 1)
@@ -192,7 +226,7 @@ def test_convention_is_applied():
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4 * float(expected.max()))
 
 
-@every_architecture
+@every_table
 def test_initial_weights(architecture):
     first, again, other = (initialize(architecture, seed) for seed in (0, 0, 1))
     shapes = weight_shapes(architecture)

@@ -3,6 +3,7 @@
 import numpy as np
 import torch
 import torch.nn.functional as F
+import torch_resnets
 
 VGG16 = {
     f"conv{block}_{i}": (inputs if i == 1 else outputs, outputs)
@@ -54,6 +55,8 @@ KERNELS = {  # OIHW
         },
     },
 }
+KERNELS["alexnet-2012"] = KERNELS["alexnet-caffe"]
+KERNELS |= {name: torch_resnets.kernels(name) for name in torch_resnets.DEPTHS}
 # Where torchvision keeps each layer.
 TORCHVISION = {
     "vgg16": dict(zip(VGG16, (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28), strict=True)),
@@ -88,7 +91,7 @@ def activations(
     """Activation maps (n, h, w, c) of uint8 RGB images (n, H, W, 3)."""
     w = {name: torch.from_numpy(np.ascontiguousarray(a)) for name, a in weights.items()}
     pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float()
-    if architecture in ("vgg16-caffe", "alexnet-caffe"):
+    if architecture in ("vgg16-caffe", "alexnet-caffe", "alexnet-2012"):
         x = pixels.flip(1) - torch.tensor([103.939, 116.779, 123.68]).view(1, 3, 1, 1)
     else:
         mean = torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1)
@@ -120,6 +123,14 @@ def activations(
             x = pool(conv(x, "conv2", padding=2, groups=2), ceil_mode=True)
             x = F.local_response_norm(x, 5, alpha=1e-4, beta=0.75, k=1.0)
             x = conv(x, "conv3", padding=1)
+            x = conv(x, "conv4", padding=1, groups=2)
+            x = conv(x, "conv5", padding=1, groups=2)
+            x = pool(x, ceil_mode=True) if last_pool else x
+        case "alexnet-2012":
+            x = F.local_response_norm(conv(x, "conv1", stride=4), 5, alpha=1e-4, beta=0.75, k=1.0)
+            x = conv(pool(x, ceil_mode=True), "conv2", padding=2, groups=2)
+            x = F.local_response_norm(x, 5, alpha=1e-4, beta=0.75, k=1.0)
+            x = conv(pool(x, ceil_mode=True), "conv3", padding=1)
             x = conv(x, "conv4", padding=1, groups=2)
             x = conv(x, "conv5", padding=1, groups=2)
             x = pool(x, ceil_mode=True) if last_pool else x

@@ -28,25 +28,37 @@ def convert(
     architecture: Annotated[
         str | None, arg(metavar="NAME", help_behavior_hint="(default: found out)")
     ] = None,
+    learned_whitening: Annotated[
+        str | None, arg(metavar="NAME", help_behavior_hint="(default: none)")
+    ] = None,
+    scales: Literal["single", "multi"] = "single",
     half: Flag = False,
     licence: Annotated[str, arg(metavar="TEXT", help_behavior_hint="")] = "unknown",
     json: JsonFile = None,
 ) -> None:
     """Turn a file of another program into a weights file.
 
-    Reads PyTorch checkpoints, .safetensors, Keras' VGG16 .h5, MatConvNet's .mat and NumPy's .npz,
-    finds out which network it is and what it expects of a pixel. No code in such a file is run.
+    Reads PyTorch checkpoints (those of cnnimageretrieval-pytorch with their pooling and whitening),
+    .safetensors, Keras' VGG16 .h5, MatConvNet's .mat, Caffe's .caffemodel and NumPy's .npz, finds
+    out which network it is and what it expects of a pixel. No code in such a file is run.
+
+    Networks: vgg16, alexnet, alexnet-caffe, alexnet-2012, squeezenet1_1, resnet18, resnet18-layer3,
+    resnet34, resnet50, resnet101, resnet50-caffe, resnet101-caffe. Batch normalization becomes
+    part of the convolutions.
 
     For example:
 
         rmacjax weights convert vgg16-397923af.pth vgg16.safetensors
-        rmacjax weights convert mine.pt mine.safetensors --architecture alexnet
+        rmacjax weights convert mine.pt mine.safetensors --architecture resnet50-caffe
+        rmacjax weights convert gem.pth gem.safetensors --learned-whitening retrieval-SfM-120k
         rmacjax index ~/Pictures holiday --weights mine.safetensors
 
     Args:
         source: The other program's file.
         out: The weights file to write.
         architecture: The network, where the file leaves doubt.
+        learned_whitening: Of a retrieval network's whitenings, the one to keep.
+        scales: Of that, the one for images at a single scale or at multi(ple) ones.
         half: Keep the numbers in half precision: half the size.
         licence: Under which terms the weights may be used, to be written into the file.
         json: Write what the file holds as JSON to this file, "-" for stdout.
@@ -55,7 +67,12 @@ def convert(
     prepare()
     from rmacjax.weights import convert_file, describe_file, save
 
-    converted = convert_file(source, architecture=architecture)
+    converted = convert_file(
+        source,
+        architecture=architecture,
+        learned_whitening=learned_whitening,
+        scales=scales,
+    )
     dtype: Literal["float16", "float32"] = "float16" if half else "float32"
     path = save(
         out,
@@ -65,8 +82,12 @@ def convert(
         dtype=dtype,
         made_by="rmacjax weights convert",
         source_sha256=converted.source_sha256,
+        whitening_origin=converted.whitening_origin,
+        settings=converted.settings,
     )
     say(f"Wrote {out}")
+    if converted.learned and converted.params.whitening is None:
+        say(f"Not whitened; there are: {', '.join(converted.learned)} (--learned-whitening)")
     _show(describe_file(path), json)
 
 
@@ -83,7 +104,7 @@ def fetch(
 
     They are checked against their makers' checksum, converted and kept; from then on every command
     finds them by their name. Names: vgg16 (59 MB), vgg16-torchvision (553 MB), alexnet (244 MB),
-    squeezenet1_1 (5 MB).
+    squeezenet1_1 (5 MB), resnet18 (47 MB), resnet34 (87 MB), resnet50 (103 MB), resnet101 (179 MB).
 
     For example:
 

@@ -1,14 +1,13 @@
 """From other programs' names and layouts to ours: which network is it, and what does it expect?
 
-A *scheme* is one way in which one network's tensors are named and laid out. The file's names and
-shapes choose the scheme; the scheme brings the input convention. Tensors behind the last layer used
-(classifiers) are left alone knowingly, anything else that is missing, left over or of the wrong
-shape is an error that names all of it.
+A file's names and shapes choose the scheme (`schemes` has them); the scheme brings the input
+convention. Tensors behind the last layer used (classifiers) are left alone knowingly, anything else
+that is missing, left over or of the wrong shape is an error that names all of it.
 """
 
 import dataclasses
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,25 +16,16 @@ import numpy as np
 
 from rmacjax.backbones import (
     ARCHITECTURES,
-    CAFFE_CONVENTION,
-    TORCHVISION_CONVENTION,
     InputConvention,
     Network,
     Weights,
-    weight_shapes,
 )
 from rmacjax.descriptors import Params
 from rmacjax.weights.calibration import measure_activation_scale
 from rmacjax.weights.formats import open_tensors
 from rmacjax.weights.pickles import Stored
-
-# Where torchvision's `features` keeps each layer.
-_TORCHVISION_PLACES = {
-    "vgg16": (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28),
-    "alexnet": (0, 3, 6, 8, 10),
-    "squeezenet1_1": (0, 3, 4, 6, 7, 9, 10, 11, 12),
-}
-_CAFFE_NAMED = ("vgg16", "alexnet-caffe")
+from rmacjax.weights.retrieval import Scales, is_retrieval, read_retrieval, stated_convention
+from rmacjax.weights.schemes import NotFoldable, Scheme, known_schemes
 
 # What training frameworks put before a network's own names.
 _PREFIXES = (
@@ -50,16 +40,6 @@ _PREFIXES = (
     "params.",
     "_orig_mod.",
 )
-# What lies behind the last layer used, which is left alone.
-_IGNORED = (
-    "classifier.",
-    "pre_logits.",
-    "head.",
-    "predictions.",
-    "pool.",
-    "whiten.",
-    *(f"fc{i}." for i in (1, 2, 6, 7, 8)),
-)
 
 # Caffe's VGG16 as torchvision publishes it (VGG16_Weights.IMAGENET1K_FEATURES): the same names, but
 # other pixels. The first digits of the file's sha256 are part of its published name.
@@ -73,11 +53,14 @@ class Conversion(NamedTuple):
     """A converted network and where it came from.
 
     Attributes:
-        params: the network, without whitening.
+        params: the network, with a whitening where the source holds one.
         origin: name of the source file.
         source_sha256: of the whole source file, hexadecimal.
         scheme: whose names and layout the source had.
         ignored: names of the tensors that were left alone knowingly.
+        settings: how the network wants to be used, where the source says it, as `save` takes it.
+        whitening_origin: where the whitening comes from.
+        learned: names of whitenings that the source holds to choose from.
     """
 
     params: Params
@@ -85,82 +68,9 @@ class Conversion(NamedTuple):
     source_sha256: str
     scheme: str
     ignored: tuple[str, ...]
-
-
-class Scheme(NamedTuple):
-    """One way in which one network's tensors are named and laid out.
-
-    Attributes:
-        architecture: the network.
-        title: whose way it is.
-        names: from their names to ours.
-        output_first: kernels are OIHW; else HWIO, which is ours.
-        convention: what such weights expect of a pixel.
-    """
-
-    architecture: str
-    title: str
-    names: dict[str, str]
-    output_first: bool
-    convention: InputConvention
-
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Names and shapes that a file of this scheme holds."""
-        ours = weight_shapes(self.architecture)
-        return {theirs: self._theirs(ours[name]) for theirs, name in self.names.items()}
-
-    def _theirs(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        if len(shape) == 1 or not self.output_first:
-            return shape
-        height, width, inputs, outputs = shape
-        return (outputs, inputs, height, width)
-
-    def ours(self, array: np.ndarray) -> np.ndarray:
-        """Bring a tensor into our layout."""
-        return array.transpose(2, 3, 1, 0) if self.output_first and array.ndim == 4 else array
-
-
-def _parts(architecture: str) -> list[str]:
-    """Names of the convolutions: "conv1", "fire2.squeeze", ..."""
-    names = weight_shapes(architecture)
-    return [name.removesuffix(".kernel") for name in names if name.endswith(".kernel")]
-
-
-def _rename(pairs: Iterable[tuple[str, str]], kernel: str, bias: str) -> dict[str, str]:
-    names = {}
-    for theirs, ours in pairs:
-        names[f"{theirs}.{kernel}"] = f"{ours}.kernel"
-        names[f"{theirs}.{bias}"] = f"{ours}.bias"
-    return names
-
-
-def _schemes() -> list[Scheme]:
-    schemes = []
-    for architecture, places in _TORCHVISION_PLACES.items():
-        parts = _parts(architecture)
-        layers = list(dict.fromkeys(part.split(".")[0] for part in parts))
-        place = dict(zip(layers, places, strict=True))
-        pairs = []
-        for part in parts:
-            layer, *rest = part.split(".")
-            pairs.append((".".join(["features", str(place[layer]), *rest]), part))
-        names = _rename(pairs, "weight", "bias")
-        schemes.append(Scheme(architecture, "torchvision's", names, True, TORCHVISION_CONVENTION))
-    for architecture in _CAFFE_NAMED:
-        pairs = [(part, part) for part in _parts(architecture)]
-        schemes += [
-            Scheme(architecture, title, _rename(pairs, *ends), first, CAFFE_CONVENTION)
-            for title, ends, first in (
-                ("Caffe's", ("weight", "bias"), True),
-                ("MatConvNet's", ("filters", "biases"), False),
-            )
-        ]
-    pairs = [
-        (part.replace("conv", "block", 1).replace("_", "_conv"), part) for part in _parts("vgg16")
-    ]
-    names = _rename(pairs, "kernel", "bias")
-    schemes.append(Scheme("vgg16", "Keras'", names, False, CAFFE_CONVENTION))
-    return schemes
+    settings: Mapping[str, object] | None = None
+    whitening_origin: str = ""
+    learned: tuple[str, ...] = ()
 
 
 def _bare(name: str) -> str:
@@ -174,17 +84,31 @@ def _bare(name: str) -> str:
     return name
 
 
-def _choose(tensors: Mapping[str, Stored], architecture: str | None, path: Path) -> Scheme:
-    """Take the scheme that most names fit with their shapes, then most names alone."""
+def _choose(
+    tensors: Mapping[str, Stored],
+    architecture: str | None,
+    normalizes_first: bool,
+    path: Path,
+) -> Scheme:
+    """Take the scheme that most names fit with their shapes, then most names alone.
 
-    def fit(scheme: Scheme) -> tuple[int, int]:
+    Of two that fit alike, the one that lacks less: a ResNet-50 is the beginning of a ResNet-101.
+    """
+
+    def fit(scheme: Scheme) -> tuple[int, int, int]:
         shapes = scheme.shapes()
         same = [name for name in shapes if name in tensors]
-        return sum(tensors[name].shape == shapes[name] for name in same), len(same)
+        right = sum(tensors[name].shape == shapes[name] for name in same)
+        return right, len(same), -len(shapes)
 
-    candidates = [s for s in _schemes() if architecture in (None, s.architecture)]
+    unlike = "alexnet-caffe" if normalizes_first and architecture is None else None
+    candidates = [
+        scheme
+        for scheme in known_schemes()
+        if architecture in (None, scheme.architecture) and scheme.architecture != unlike
+    ]
     best = max(candidates, key=fit)
-    right, known = fit(best)
+    right, known, _ = fit(best)
     if right == 0 and (architecture is None or known == 0):
         held = ", ".join(list(tensors)[:5]) or "no tensor at all"
         raise ValueError(
@@ -202,8 +126,10 @@ def _listing(title: str, entries: list[str]) -> str:
 def _check(tensors: Mapping[str, Stored], scheme: Scheme, path: Path) -> tuple[str, ...]:
     """Compare names and shapes with the scheme's; return the names that are ignored."""
     shapes = scheme.shapes()
-    ignored = tuple(n for n in tensors if n not in shapes and n.startswith(_IGNORED))
-    missing = [name for name in shapes if name not in tensors]
+    required = list(shapes)
+    shapes |= {name: shape for name, shape in scheme.optional().items() if name in tensors}
+    ignored = tuple(n for n in tensors if n not in shapes and scheme.leaves_alone(n))
+    missing = [name for name in required if name not in tensors]
     extra = [name for name in tensors if name not in shapes and name not in ignored]
     wrong = [
         f"{name} {tensors[name].shape} instead of {shape}"
@@ -224,7 +150,11 @@ def _check(tensors: Mapping[str, Stored], scheme: Scheme, path: Path) -> tuple[s
 
 
 def recognise(
-    stored: Mapping[str, Stored], path: Path, architecture: str | None = None
+    stored: Mapping[str, Stored],
+    path: Path,
+    *,
+    architecture: str | None = None,
+    normalizes_first: bool = False,
 ) -> tuple[Scheme, dict[str, Stored], tuple[str, ...]]:
     """Tell which network a file holds, by names and shapes alone.
 
@@ -232,6 +162,8 @@ def recognise(
         stored: the file's tensors by name.
         path: the file, for messages.
         architecture: what it must hold; None: found out.
+        normalizes_first: the file says that responses are normalized before they are pooled, by
+            which alone two of the AlexNets differ.
 
     Returns:
         The scheme, the tensors under the scheme's names (and others), and the ignored names.
@@ -249,7 +181,7 @@ def recognise(
         if bare in tensors:
             raise ValueError(f"{path} holds {bare} twice, under different prefixes")
         tensors[bare] = tensor
-    scheme = _choose(tensors, architecture, path)
+    scheme = _choose(tensors, architecture, normalizes_first, path)
     return scheme, tensors, _check(tensors, scheme, path)
 
 
@@ -275,17 +207,25 @@ def convert_file(
     *,
     architecture: str | None = None,
     convention: InputConvention | None = None,
+    learned_whitening: str | None = None,
+    scales: Scales = "single",
 ) -> Conversion:
     """Convert a file of another program's weights, and say where they came from.
 
     Args:
-        source: a PyTorch checkpoint (torchvision's, both formats), a `.safetensors` file (timm,
-            Hugging Face), a Keras VGG16 `.h5`, a MatConvNet `.mat` or a NumPy `.npz`.
-        architecture: a key of `rmacjax.backbones.ARCHITECTURES`; None: found out.
+        source: a PyTorch checkpoint (torchvision's or cnnimageretrieval-pytorch's, both formats), a
+            `.safetensors` file (timm, Hugging Face), a Keras VGG16 `.h5`, a MatConvNet `.mat`
+            (SimpleNN or DagNN, MATLAB's versions 5 to 7.3), a Caffe `.caffemodel` or a NumPy
+            `.npz`.
+        architecture: a key of `rmacjax.backbones.ARCHITECTURES`; None: found out. It must be given
+            for Caffe's ResNets under torchvision's names, which nothing else tells apart.
         convention: what the weights expect of a pixel; None: what comes with such a file.
+        learned_whitening: of a retrieval checkpoint that holds whitenings learned afterwards, take
+            this one ("retrieval-SfM-120k").
+        scales: of that, the one for images at a "single" scale or at several ("multi").
 
     Returns:
-        The network with its weights in float32, and its provenance.
+        The network with its weights in float32, its whitening if it brings one, and its provenance.
 
     Raises:
         ValueError: if the file holds another network (missing, extra and mis-shaped names are
@@ -294,24 +234,66 @@ def convert_file(
         RuntimeError: if a library is missing.
     """
     path = Path(source)
+    retrieval = None
     with open_tensors(path) as opened:
-        scheme, tensors, ignored = recognise(opened.tensors, path, architecture)
+        scheme, tensors, ignored = recognise(
+            opened.tensors,
+            path,
+            architecture=architecture,
+            normalizes_first=opened.normalizes_first,
+        )
+
+        def read(name: str) -> np.ndarray:
+            return as_float32(tensors[name].read(), name, path)
+
+        try:
+            arrays = scheme.weights(read, tensors.__contains__)
+        except NotFoldable as error:
+            raise ValueError(f"{path}: {error}") from error
         weights: Weights = {
-            ours: jnp.asarray(as_float32(scheme.ours(tensors[theirs].read()), theirs, path))
-            for theirs, ours in scheme.names.items()
+            name: jnp.asarray(as_float32(array, name, path)) for name, array in arrays.items()
         }
         stated = opened.convention
+        if is_retrieval(opened.notes):
+            stated = stated or stated_convention(opened.notes)
+            retrieval = read_retrieval(
+                opened.notes,
+                tensors,
+                ARCHITECTURES[scheme.architecture].channels,
+                path,
+                learned_whitening=learned_whitening,
+                scales=scales,
+            )
+    if retrieval is None and learned_whitening is not None:
+        raise ValueError(
+            f"{path} is no checkpoint of a retrieval network: it has no learned whitening "
+            f"{learned_whitening!r}"
+        )
     sha256 = file_sha256(path)
     expects = convention or stated or _CONVENTION_OF_FILE.get(sha256[:8]) or scheme.convention
     network = Network(
         scheme.architecture,
-        last_pool=ARCHITECTURES[scheme.architecture].ends_with_pool,
+        last_pool=retrieval is None and ARCHITECTURES[scheme.architecture].ends_with_pool,
         convention=expects,
         name=scheme.architecture,
     )
     scale = measure_activation_scale(network, weights)
-    params = Params(dataclasses.replace(network, activation_scale=scale), weights, None)
-    return Conversion(params, path.name, sha256, scheme.title, ignored)
+    network = dataclasses.replace(network, activation_scale=scale)
+    if retrieval is None:
+        params = Params(network, weights, None)
+        return Conversion(params, path.name, sha256, scheme.title, ignored)
+    if retrieval.gem_p is not None:
+        network = dataclasses.replace(network, gem_p=retrieval.gem_p)
+    return Conversion(
+        Params(network, weights, retrieval.whitening),
+        path.name,
+        sha256,
+        scheme.title,
+        tuple(name for name in ignored if name not in retrieval.used),
+        retrieval.settings,
+        retrieval.whitening_origin,
+        retrieval.learned,
+    )
 
 
 def convert(
@@ -319,6 +301,8 @@ def convert(
     *,
     architecture: str | None = None,
     convention: InputConvention | None = None,
+    learned_whitening: str | None = None,
+    scales: Scales = "single",
 ) -> Params:
     """Convert a file of another program's weights; see `convert_file` for what is read.
 
@@ -326,11 +310,19 @@ def convert(
         source: the file.
         architecture: a key of `rmacjax.backbones.ARCHITECTURES`; None: found out.
         convention: what the weights expect of a pixel; None: what comes with such a file.
+        learned_whitening: as for `convert_file`.
+        scales: as for `convert_file`.
 
     Returns:
-        The network with its weights in float32, without whitening.
+        The network with its weights in float32, and its whitening if the file brings one.
 
     Raises:
         ValueError, OSError, RuntimeError: as `convert_file`.
     """
-    return convert_file(source, architecture=architecture, convention=convention).params
+    return convert_file(
+        source,
+        architecture=architecture,
+        convention=convention,
+        learned_whitening=learned_whitening,
+        scales=scales,
+    ).params

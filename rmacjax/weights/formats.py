@@ -23,8 +23,13 @@ from safetensors import SafetensorError, safe_open
 
 from rmacjax.backbones import InputConvention
 from rmacjax.weights import torch_files
+from rmacjax.weights.caffe_files import is_caffe, name_tensors, normalizes_first, open_caffe
 from rmacjax.weights.mat_files import START as MAT_START
 from rmacjax.weights.mat_files import read_mat
+from rmacjax.weights.mat_hdf5_files import START as MAT_HDF5_START
+from rmacjax.weights.mat_hdf5_files import open_mat_hdf5
+from rmacjax.weights.matconvnet import VARIABLES as MATCONVNET_VARIABLES
+from rmacjax.weights.matconvnet import read_matconvnet
 from rmacjax.weights.pickles import Refusal, Stored
 
 HDF5_START = b"\x89HDF\r\n\x1a\n"
@@ -50,12 +55,16 @@ class Opened(NamedTuple):
         tensors: what is in it, by name.
         metadata: the file's own notes, where the format has a place for them.
         convention: the input convention, where the file says it.
+        notes: what a checkpoint holds beside its tensors under "meta", plain values and arrays.
+        normalizes_first: the file says that responses are normalized before they are pooled.
     """
 
     title: str
     tensors: dict[str, Stored]
     metadata: Mapping[str, str] = MappingProxyType({})
     convention: InputConvention | None = None
+    notes: Mapping[str, object] = MappingProxyType({})
+    normalizes_first: bool = False
 
 
 @contextmanager
@@ -101,10 +110,14 @@ def _reader(path: Path) -> Callable:
     if start.startswith(HDF5_START):
         return _open_keras
     if start.startswith(MAT_START):
-        return _open_matconvnet
+        return _open_matlab
+    if start.startswith(MAT_HDF5_START):
+        return _open_matlab_hdf5
+    if is_caffe(start):
+        return _open_caffe
     raise ValueError(
         f"{path} is no file of weights: it starts like none of PyTorch's .pth, .safetensors, "
-        "Keras' .h5, MatConvNet's .mat and NumPy's .npz"
+        "Keras' .h5, MatConvNet's .mat, Caffe's .caffemodel and NumPy's .npz"
     )
 
 
@@ -136,16 +149,21 @@ def _tensors(saved: object) -> dict[str, Stored]:
     return _flatten(saved)
 
 
+def _notes(saved: object) -> Mapping[str, object]:
+    notes = saved.get("meta") if isinstance(saved, dict) else None
+    return {str(key): value for key, value in notes.items()} if isinstance(notes, dict) else {}
+
+
 @contextmanager
 def _open_torch_zip(path: Path) -> Iterator[Opened]:
     with torch_files.open_zip_checkpoint(path) as saved:
-        yield Opened("PyTorch's", _tensors(saved))
+        yield Opened("PyTorch's", _tensors(saved), notes=_notes(saved))
 
 
 @contextmanager
 def _open_torch_legacy(path: Path) -> Iterator[Opened]:
     with torch_files.open_legacy_checkpoint(path) as saved:
-        yield Opened("PyTorch's older", _tensors(saved))
+        yield Opened("PyTorch's older", _tensors(saved), notes=_notes(saved))
 
 
 @contextmanager
@@ -260,44 +278,32 @@ def _open_keras(path: Path) -> Iterator[Opened]:
 
 
 @contextmanager
-def _open_matconvnet(path: Path) -> Iterator[Opened]:
-    content = read_mat(path, ("layers", "meta", "normalization"))
-    layers, facts = content.get("layers"), content.get("meta", content)
-    normalization = facts.get("normalization") if isinstance(facts, dict) else None
-    average = normalization.get("averageImage") if isinstance(normalization, dict) else None
-    if not isinstance(layers, list) or not isinstance(average, Stored):
-        raise Refusal(
-            "is no network of MatConvNet's SimpleNN: it has no layers or no average image"
-        )
-    layers = [layer for layer in layers if isinstance(layer, dict)]
-    tensors = {}
-    for layer in layers:
-        parts = layer.get("weights") or [layer.get("filters"), layer.get("biases")]
-        if layer.get("type") == "conv" and isinstance(parts, list) and len(parts) >= 2:
-            for part, tensor in zip(("filters", "biases"), parts, strict=False):
-                if isinstance(tensor, Stored):
-                    tensors[f"{layer.get('name')}.{part}"] = _squeezed(tensor)
-    kinds = [layer.get("type") for layer in layers]
-    for norm in ("lrn", "normalize"):
-        if norm in kinds and norm in kinds[: kinds.index("pool") if "pool" in kinds else None]:
-            raise Refusal(
-                "normalizes before it pools; alexnet-caffe stands for CaffeNet, which pools first"
-            )
-    convention = InputConvention("RGB", mean=_average_color(average))
-    yield Opened("MatConvNet's", tensors, convention=convention)
+def _open_matlab(path: Path) -> Iterator[Opened]:
+    yield _matconvnet(read_mat(path, MATCONVNET_VARIABLES))
 
 
-def _squeezed(tensor: Stored) -> Stored:
-    """Make a row or column a vector; MATLAB knows no other."""
-    if len(tensor.shape) == 2 and 1 in tensor.shape:
-        return Stored((math.prod(tensor.shape),), lambda: tensor.read().ravel())
-    return tensor
+@contextmanager
+def _open_matlab_hdf5(path: Path) -> Iterator[Opened]:
+    try:
+        with open_mat_hdf5(path, MATCONVNET_VARIABLES) as content:
+            yield _matconvnet(content)
+    except ImportError as error:
+        raise RuntimeError(NEEDS_H5PY.format(path)) from error
 
 
-def _average_color(average: Stored) -> tuple[float, float, float]:
-    """Average an image over its pixels, or take the colour that is there."""
-    if average.shape[-1] == 3 or average.shape == (3, 1):
-        pixels = np.asarray(average.read(), np.float64).reshape(-1, 3)
-        red, green, blue = pixels.mean(0).tolist()
-        return red, green, blue
-    raise Refusal(f"has an average image of shape {average.shape} where three colours are due")
+def _matconvnet(content: Mapping[str, object]) -> Opened:
+    network = read_matconvnet(content)
+    convention = InputConvention("RGB", mean=network.mean_rgb)
+    return Opened(
+        "MatConvNet's",
+        network.tensors,
+        convention=convention,
+        normalizes_first=network.normalizes_first,
+    )
+
+
+@contextmanager
+def _open_caffe(path: Path) -> Iterator[Opened]:
+    with open_caffe(path) as layers:
+        first = normalizes_first(layers)
+        yield Opened("Caffe's", name_tensors(layers), normalizes_first=first)

@@ -71,6 +71,22 @@ PUBLISHED = MappingProxyType(
             5,
             _TORCHVISION_LICENCE,
         ),
+        # The first weights that torchvision published of each (IMAGENET1K_V1).
+        **{
+            name: Published(
+                name,
+                (f"https://download.pytorch.org/models/{name}-{digits}.pth",),
+                f"sha256:{digits}",
+                megabytes,
+                _TORCHVISION_LICENCE,
+            )
+            for name, digits, megabytes in (
+                ("resnet18", "f37072fd", 47),
+                ("resnet34", "b627a593", 87),
+                ("resnet50", "0676ba61", 103),
+                ("resnet101", "63fe2227", 179),
+            )
+        },
     }
 )
 
