@@ -12,7 +12,7 @@ from functools import partial
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float, Int, Num
+from jaxtyping import Array, ArrayLike, Float, Int, Num
 
 from rmacjax.descriptors import Pool, pool_map, region_grid
 from rmacjax.localization import Localization, aml_batch
@@ -89,7 +89,16 @@ def describe_boxes(
     whitening: Whitening | None = None,
     *,
     pool: Pool = "rmac",
+    gem_p: Num[ArrayLike, ""] = 3.0,
 ) -> Float[Array, "n d"]:
-    """The descriptor of each map's box, from the map as it is stored."""
-    describe = partial(pool_map, whitening=whitening, pool=pool)
+    """The descriptor of each map's box, from the map as it is stored.
+
+    Args:
+        maps: activation maps or quantised levels, zero beyond their valid sizes.
+        regions: for pools with regions those of each box (`box_regions`), else the box itself.
+        whitening: applied to each region's unit vector.
+        pool: how a vector is made of a region.
+        gem_p: exponent of "gem", which may be traced, and of "rgem", a plain number.
+    """
+    describe = partial(pool_map, whitening=whitening, pool=pool, gem_p=gem_p)
     return jax.vmap(describe)(maps, regions)
