@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple, get_args
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Float, Int, Num, UInt8
+from jaxtyping import Array, Float, Int, Num, UInt8
 
 from rmacjax.backbones import Network, Weights, forward
 from rmacjax.integral import quantize
@@ -148,7 +148,7 @@ def pool_map(
     whitening: Whitening | None = None,
     *,
     pool: Pool = "rmac",
-    gem_p: Num[ArrayLike, ""] = 3.0,
+    gem_p: float | Float[Array, ""] = 3.0,
 ) -> Float[Array, " d"]:
     """Describe one map, or one box of it, given its regions.
 
@@ -173,7 +173,7 @@ def pool_regions(
     whitening: Whitening | None = None,
     *,
     pool: Pool = "rmac",
-    gem_p: Num[ArrayLike, ""] = 3.0,
+    gem_p: float | Float[Array, ""] = 3.0,
 ) -> Float[Array, "k d"]:
     """Describe each region of one map by itself: the vectors whose sum `pool_map` normalizes.
 
@@ -192,7 +192,7 @@ def pool_regions(
         vectors = (
             region_maxima(activation_map, regions).astype(jnp.float32)
             if pool == "rmac"
-            else region_generalized_means(activation_map, regions, gem_p)
+            else region_generalized_means(activation_map, regions, float(gem_p))
         )
         return region_vectors(vectors, whitening, mask=regions[:, 2] > regions[:, 0])
     top, left, bottom, right = regions[0]
@@ -244,7 +244,7 @@ def join_scales(
     whitening: Whitening | None = None,
     *,
     pool: Pool = "rmac",
-    gem_p: Num[ArrayLike, ""] = 3.0,
+    gem_p: float | Float[Array, ""] = 3.0,
 ) -> Float[Array, " _"]:
     """Make one descriptor of those of an image's scales.
 
@@ -281,13 +281,13 @@ def fingerprint(params: Params, settings: Settings) -> str:
     del facts["name"], facts["source"], facts["thresholds"]
     if facts["gem_p"] == 3.0:  # what it was before it could be chosen
         del facts["gem_p"]
-    used = params.whitening is not None and settings.whiten
-    if settings.pool not in REGIONAL and len(settings.scales) > 1:
-        if used or settings.pool == "gem":  # it was the mean of whitened vectors before
-            facts["scales"] = "joined before whitening"
+    whitened = params.whitening is not None and settings.whiten
+    several = len(settings.scales) > 1 and settings.pool not in REGIONAL
+    if several and (whitened or settings.pool == "gem"):
+        facts["scales"] = "joined before whitening"  # it was the mean of whitened vectors before
     digest = hashlib.sha256(json.dumps([facts, asdict(settings)], sort_keys=True).encode())
     arrays = dict(params.weights)
-    if params.whitening is not None and settings.whiten:
+    if params.whitening is not None and whitened:
         arrays |= {f"whitening.{k}": v for k, v in params.whitening._asdict().items()}
     for name, array in sorted(arrays.items()):
         digest.update(f"{name}{array.shape}".encode())

@@ -12,7 +12,7 @@ from functools import partial
 
 import jax
 import numpy as np
-from jaxtyping import Array, ArrayLike, Float, Int, Num
+from jaxtyping import Array, Float, Int, Num
 
 from rmacjax.descriptors import Pool, pool_map, region_grid
 from rmacjax.localization import Localization, aml_batch
@@ -89,7 +89,7 @@ def describe_boxes(
     whitening: Whitening | None = None,
     *,
     pool: Pool = "rmac",
-    gem_p: Num[ArrayLike, ""] = 3.0,
+    gem_p: float | Float[Array, ""] = 3.0,
 ) -> Float[Array, "n d"]:
     """The descriptor of each map's box, from the map as it is stored.
 

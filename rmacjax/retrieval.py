@@ -320,9 +320,7 @@ def _find_boxes(
             )
         else:
             regions = box[:, :1]
-        described = _describe_boxes(
-            maps, regions, whitening, pool=settings.pool, gem_p=query.gem_p
-        )
+        described = _describe_boxes(maps, regions, whitening, pool=settings.pool, gem_p=query.gem_p)
         return score, box, np.asarray(described)
 
     parts = _parts(gallery, chosen)

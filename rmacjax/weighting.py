@@ -118,9 +118,7 @@ def crow(
     return jnp.sum(x * root(awake, 0.5), axis=(0, 1)) * seldom * unit
 
 
-def valid_cells(
-    x: Num[Array, "h w c"], size: Int[Array | np.ndarray, "2"]
-) -> Bool[Array, "h w 1"]:
+def valid_cells(x: Num[Array, "h w c"], size: Int[Array | np.ndarray, "2"]) -> Bool[Array, "h w 1"]:
     """Which cells of a padded map are valid."""
     h, w, _ = x.shape
     valid = jnp.asarray(size, jnp.int32)
