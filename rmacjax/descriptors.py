@@ -11,7 +11,7 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -21,11 +21,26 @@ from jaxtyping import Array, Float, Int, Num, UInt8
 from rmacjax.backbones import Network, Weights, forward
 from rmacjax.integral import quantize
 from rmacjax.normalization import l2_normalize
-from rmacjax.pooling import gem, mac, pad_regions, region_maxima, region_vectors, spoc
+from rmacjax.pooling import (
+    gem,
+    mac,
+    pad_regions,
+    region_generalized_means,
+    region_maxima,
+    region_vectors,
+    spoc,
+)
 from rmacjax.regions import max_regions, rmac_regions
+from rmacjax.weighting import crow, spoc_centre
 from rmacjax.whitening import Whitening
 
-Pool = Literal["rmac", "mac", "spoc", "gem"]
+Pool = Literal["rmac", "mac", "spoc", "spoc_centre", "gem", "crow", "rgem"]
+"""How a vector is made of a map, by the name of the function that does it."""
+
+POOLS: tuple[Pool, ...] = get_args(Pool)
+
+REGIONAL: tuple[Pool, ...] = ("rmac", "rgem")
+"""The pools that sum over a grid of regions; the others see the whole map at once."""
 
 
 class Params(NamedTuple):
@@ -48,12 +63,15 @@ class Settings:
 
     Attributes:
         long_side: images are shrunk to at most this many pixels along their long side.
-        pool: "rmac", or one vector per image by "mac", "spoc" or "gem".
-        levels: scales of R-MAC's region grid.
-        with_global: whether R-MAC adds the whole map as one more region (a PyTorch port's habit;
-            the paper does not).
-        scales: each image is described at these multiples of its size; the unit vectors are
-            averaged. A scale too small for the network is left out.
+        pool: "rmac" or "rgem", which sum over regions; or one vector per image by "mac", "spoc",
+            "spoc_centre", "gem" or "crow". Each is the function of that name; GeM's exponent is the
+            network's, `rmacjax.backbones.Network.gem_p`.
+        levels: scales of the region grid of "rmac" and "rgem".
+        with_global: whether these add the whole map as one more region (a PyTorch port's habit; the
+            paper does not).
+        scales: each image is described at these multiples of its size, and `join_scales` makes one
+            descriptor of them. None is above 1, because images are never enlarged (others add the
+            square root of 2), and a scale too small for the network is left out.
         whiten: whether the params' whitening is used where there is one.
 
     Raises:
@@ -70,12 +88,15 @@ class Settings:
     def __post_init__(self) -> None:
         if self.long_side < 1:
             raise ValueError(f"long_side must be at least 1 pixel, not {self.long_side}")
-        if self.pool not in ("rmac", "mac", "spoc", "gem"):
-            raise ValueError(f"pool must be rmac, mac, spoc or gem, not {self.pool!r}")
+        if self.pool not in POOLS:
+            raise ValueError(f"pool must be one of {', '.join(POOLS)}, not {self.pool!r}")
         if self.levels < 1:
             raise ValueError(f"levels must be at least 1, not {self.levels}")
         if not self.scales or not all(0 < scale <= 1 for scale in self.scales):
-            raise ValueError(f"scales must lie above 0 and at most at 1, not {self.scales}")
+            raise ValueError(
+                f"scales must lie above 0 and at most at 1 (images are never enlarged), not "
+                f"{self.scales}"
+            )
 
 
 class Described(NamedTuple):
@@ -127,20 +148,22 @@ def pool_map(
     whitening: Whitening | None = None,
     *,
     pool: Pool = "rmac",
+    gem_p: float | Float[Array, ""] = 3.0,
 ) -> Float[Array, " d"]:
     """Describe one map, or one box of it, given its regions.
 
     Args:
         activation_map: float activations or quantised levels, zero beyond the valid size.
-        regions: boxes in cells; empty ones (`top == bottom`) are padding. For pools other than
-            R-MAC the first region is the whole of what is described.
+        regions: boxes in cells; empty ones (`top == bottom`) are padding. For pools without regions
+            the first one is the whole of what is described.
         whitening: applied to each region's unit vector.
         pool: how a vector is made of a region.
+        gem_p: exponent of "gem", which may be traced, and of "rgem", a plain number.
 
     Returns:
         (d,) float32, a unit vector (zero where there is nothing to see).
     """
-    vectors = pool_regions(activation_map, regions, whitening, pool=pool)
+    vectors = pool_regions(activation_map, regions, whitening, pool=pool, gem_p=gem_p)
     return l2_normalize(jnp.sum(vectors, axis=0))
 
 
@@ -150,6 +173,7 @@ def pool_regions(
     whitening: Whitening | None = None,
     *,
     pool: Pool = "rmac",
+    gem_p: float | Float[Array, ""] = 3.0,
 ) -> Float[Array, "k d"]:
     """Describe each region of one map by itself: the vectors whose sum `pool_map` normalizes.
 
@@ -158,13 +182,18 @@ def pool_regions(
         regions: as for `pool_map`.
         whitening: applied to each region's unit vector.
         pool: how a vector is made of a region.
+        gem_p: as for `pool_map`.
 
     Returns:
         (k, d) float32, unit rows; zero where a region is padding or there is nothing to see. k is
-        r for R-MAC and 1 for the other pools.
+        r for pools with regions and 1 for the others.
     """
-    if pool == "rmac":
-        vectors = region_maxima(activation_map, regions).astype(jnp.float32)
+    if pool in REGIONAL:
+        vectors = (
+            region_maxima(activation_map, regions).astype(jnp.float32)
+            if pool == "rmac"
+            else region_generalized_means(activation_map, regions, float(gem_p))
+        )
         return region_vectors(vectors, whitening, mask=regions[:, 2] > regions[:, 0])
     top, left, bottom, right = regions[0]
     values = jnp.roll(activation_map.astype(jnp.float32), (-top, -left), axis=(0, 1))
@@ -172,7 +201,11 @@ def pool_regions(
     rows = jnp.arange(values.shape[0])[:, None, None] < size[0]
     columns = jnp.arange(values.shape[1])[None, :, None] < size[1]
     values = jnp.where(rows & columns, values, 0.0)
-    vector = {"mac": mac, "spoc": spoc, "gem": gem}[pool](values, size=size)
+    if pool == "gem":
+        vector = gem(values, gem_p, size=size)
+    else:
+        whole = {"mac": mac, "spoc": spoc, "spoc_centre": spoc_centre, "crow": crow}
+        vector = whole[pool](values, size=size)
     return region_vectors(vector[None, :], whitening)
 
 
@@ -196,11 +229,46 @@ def describe_batch(
         keep_regions: whether the regions' own vectors are wanted too.
     """
     maps, cells = forward(params.network, params.weights, images, sizes)
-    vectors = jax.vmap(partial(pool_regions, whitening=params.whitening, pool=pool))(maps, regions)
+    describe = partial(
+        pool_regions, whitening=params.whitening, pool=pool, gem_p=params.network.gem_p
+    )
+    vectors = jax.vmap(describe)(maps, regions)
     descriptors = l2_normalize(jnp.sum(vectors, axis=1))
     levels = quantize(maps, params.network.activation_scale)
     queries = l2_normalize(jnp.max(levels, axis=(1, 2)).astype(jnp.float32))
     return Described(descriptors, queries, levels, cells, vectors if keep_regions else None)
+
+
+def join_scales(
+    vectors: Float[Array | np.ndarray, "k d"],
+    whitening: Whitening | None = None,
+    *,
+    pool: Pool = "rmac",
+    gem_p: float | Float[Array, ""] = 3.0,
+) -> Float[Array, " _"]:
+    """Make one descriptor of those of an image's scales.
+
+    Pools with one vector per image are joined before they are whitened, as published: ``(mean of
+    v ** m) ** (1 / m)`` with m = p for GeM and 1 for the others, normalized, whitened, normalized.
+    "rmac" and "rgem" whiten each region, so theirs are whitened already, and averaged.
+
+    Args:
+        vectors: unit vectors, one per scale; not whitened where the pool has no regions.
+        whitening: for pools without regions, applied to the joined vector.
+        pool: how the vectors were made.
+        gem_p: exponent of "gem".
+
+    Returns:
+        (d,) float32, a unit vector (zero where there is nothing to see).
+
+    References:
+        Radenović et al. 2018, section 4 (multi-scale); its authors' program.
+    """
+    x = jnp.asarray(vectors)
+    if pool in REGIONAL:
+        return l2_normalize(jnp.sum(x, axis=0))
+    joined = gem(x[:, None, :], gem_p) if pool == "gem" else jnp.mean(x, axis=0)
+    return region_vectors(joined[None, :], whitening)[0]
 
 
 def fingerprint(params: Params, settings: Settings) -> str:
@@ -213,9 +281,13 @@ def fingerprint(params: Params, settings: Settings) -> str:
     del facts["name"], facts["source"], facts["thresholds"]
     if facts["gem_p"] == 3.0:  # what it was before it could be chosen
         del facts["gem_p"]
+    whitened = params.whitening is not None and settings.whiten
+    several = len(settings.scales) > 1 and settings.pool not in REGIONAL
+    if several and (whitened or settings.pool == "gem"):
+        facts["scales"] = "joined before whitening"  # it was the mean of whitened vectors before
     digest = hashlib.sha256(json.dumps([facts, asdict(settings)], sort_keys=True).encode())
     arrays = dict(params.weights)
-    if params.whitening is not None and settings.whiten:
+    if params.whitening is not None and whitened:
         arrays |= {f"whitening.{k}": v for k, v in params.whitening._asdict().items()}
     for name, array in sorted(arrays.items()):
         digest.update(f"{name}{array.shape}".encode())

@@ -8,6 +8,7 @@ image was batched with (see `rmacjax.backbones`).
 """
 
 import os
+import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,7 +21,15 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Num, Shaped, UInt8
 
 from rmacjax.backbones import Network, forward, map_size, minimum_size
-from rmacjax.descriptors import Described, Params, Settings, describe_batch, region_grid
+from rmacjax.descriptors import (
+    REGIONAL,
+    Described,
+    Params,
+    Settings,
+    describe_batch,
+    join_scales,
+    region_grid,
+)
 from rmacjax.preprocessing import load_image, resize
 
 Image = Num[np.ndarray, "_ _ 3"]
@@ -51,7 +60,8 @@ class Extracted(NamedTuple):
             with.
         levels: (h, w, c) uint8, the quantised activation map.
         regions: (r, d) float32, unit: the vector of each of the map's regions, of the first scale
-            where there are several (as `levels` are); None where nobody asked.
+            where there are several (as `levels` are); the descriptor itself for pools without
+            regions; None where nobody asked.
     """
 
     index: int  # type: ignore[assignment]  # hides a method of tuple that nobody needs
@@ -122,6 +132,7 @@ class _Bucket:
 
 
 _describe_batch = jax.jit(describe_batch, static_argnames=("pool", "keep_regions"))
+_join_scales = jax.jit(join_scales, static_argnames=("pool", "gem_p"))
 _forward = jax.jit(forward)
 
 
@@ -220,6 +231,11 @@ def extract(
     """
     if not settings.whiten:
         params = params._replace(whitening=None)
+    # Where scales are joined before they are whitened, the batches' own vectors are left as found.
+    several = len(settings.scales) > 1
+    alone = params
+    if several and settings.pool not in REGIONAL:
+        alone = params._replace(whitening=None)
     begun: dict[int, list[np.ndarray]] = {}
     firsts: dict[int, Extracted] = {}
     for bucket in _buckets(params.network, sources, settings):
@@ -227,7 +243,7 @@ def extract(
             yield bucket
             continue
         for owners, batch, sizes in bucket.batches():
-            described = _run(params, batch, sizes, settings, keep_regions)
+            described = _run(alone, batch, sizes, settings, keep_regions)
             for row, owner in enumerate(owners):
                 descriptors = begun.setdefault(owner.index, [])
                 descriptors.append(np.asarray(described.descriptors[row]))
@@ -248,8 +264,8 @@ def extract(
                         regions,
                     )
                 if len(descriptors) == len(owner.views):
-                    mean = _mean_direction(begun.pop(owner.index))
-                    yield firsts.pop(owner.index)._replace(descriptor=mean)
+                    first, vectors = firsts.pop(owner.index), begun.pop(owner.index)
+                    yield _joined(params, first, vectors, settings) if several else first
 
 
 def _run(
@@ -269,7 +285,7 @@ def _run(
 
 def _regions(network: Network, height: int, width: int, settings: Settings) -> np.ndarray:
     h, w = map_size(network, height, width)
-    if settings.pool == "rmac":
+    if settings.pool in REGIONAL:
         return region_grid(h, w, levels=settings.levels, with_global=settings.with_global)
     return np.asarray([[0, 0, h, w]], np.int32)
 
@@ -294,12 +310,18 @@ def _describe_traced(params: Params, images: Array, settings: Settings) -> Float
     return describe_batch(params, images, None, regions, pool=settings.pool).descriptors
 
 
-def _mean_direction(vectors: list[np.ndarray]) -> Float[np.ndarray, " d"]:
-    if len(vectors) == 1:
-        return vectors[0]
-    total = np.sum(vectors, axis=0)
-    length = np.linalg.norm(total)
-    return total / length if length > 0 else total
+def _joined(
+    params: Params, first: Extracted, vectors: list[np.ndarray], settings: Settings
+) -> Extracted:
+    """An image at several scales with the descriptor that they make together."""
+    joined = np.asarray(
+        _join_scales(
+            np.stack(vectors), params.whitening, pool=settings.pool, gem_p=params.network.gem_p
+        )
+    )
+    if first.regions is not None and settings.pool not in REGIONAL:
+        return first._replace(descriptor=joined, regions=joined[None])
+    return first._replace(descriptor=joined)
 
 
 def _buckets(
@@ -403,4 +425,10 @@ def _checked_pixels(source: Image) -> Image:
         raise ValueError(f"an image is uint8, or float in 0..255, not {pixels.dtype}")
     if not np.isfinite(pixels).all():
         raise ValueError("an image has NaN or infinite pixels: they have no descriptor")
+    if 0 < pixels.max(initial=0) <= 1:
+        warnings.warn(
+            "an image of floats has no pixel above 1, so it is all but black: pixels are 0..255, "
+            "multiply images in 0..1 by 255",
+            stacklevel=2,
+        )
     return pixels.astype(np.float32)

@@ -1,11 +1,12 @@
 """Pooling: one vector from an activation map, or one from each of its regions.
 
-`mac`, `spoc` and `gem` pool the whole map; `region_maxima` pools boxes; `rmac` joins the regions of
-a grid into one descriptor by way of `aggregate_regions`. All take one map; ``jax.vmap`` takes many.
+`mac`, `spoc` and `gem` pool the whole map (`rmacjax.weighting` has two more); `region_maxima` pools
+boxes; `rmac` and `rgem` join the regions of a grid into one descriptor by way of
+`aggregate_regions`. All take one map; ``jax.vmap`` takes many.
 
 References:
-    MAC, R-MAC: Tolias, Sicre and Jégou, ICLR 2016. SPoC: Babenko and Lempitsky, ICCV 2015. GeM:
-    Radenović, Tolias and Chum, PAMI 2018.
+    MAC, R-MAC: Tolias, Sicre and Jégou, ICLR 2016. SPoC: Babenko and Lempitsky, ICCV 2015. GeM and
+    regional GeM: Radenović, Tolias and Chum, PAMI 2018.
 """
 
 import jax
@@ -23,6 +24,7 @@ from rmacjax.integral import (
 )
 from rmacjax.normalization import float_dtype, l2_normalize
 from rmacjax.regions import rmac_regions
+from rmacjax.weighting import valid_cells
 from rmacjax.whitening import Whitening, whiten
 
 __all__ = [
@@ -33,6 +35,7 @@ __all__ = [
     "region_generalized_means",
     "region_maxima",
     "region_vectors",
+    "rgem",
     "rmac",
     "spoc",
 ]
@@ -63,7 +66,7 @@ def mac(
     check_map(x)
     if size is None:
         return jnp.max(x, axis=(0, 1))
-    inside = _inside(x, size)
+    inside = valid_cells(x, size)
     least = -jnp.inf if jnp.issubdtype(x.dtype, jnp.floating) else jnp.iinfo(x.dtype).min
     maxima = jnp.max(jnp.where(inside, x, jnp.asarray(least, x.dtype)), axis=(0, 1))
     return jnp.where(jnp.any(inside), maxima, jnp.zeros((), x.dtype))
@@ -134,7 +137,7 @@ def gem(
     x = x.astype(float_dtype(x.dtype))
     x = jnp.where(x <= 0, 0.0, x)
     if size is not None:
-        x = jnp.where(_inside(x, size), x, 0.0)
+        x = jnp.where(valid_cells(x, size), x, 0.0)
     largest = jax.lax.stop_gradient(jnp.max(x, axis=(0, 1)))
     scale = jnp.where((largest > jnp.finfo(x.dtype).tiny) & jnp.isfinite(largest), largest, 1.0)
     exponent = jnp.asarray(p).astype(x.dtype)
@@ -229,11 +232,45 @@ def rmac(
     >>> np.round(descriptor, 2).tolist()
     [0.5, 0.5, 0.5, 0.5]
     """
-    h, w, _ = a1.shape
-    boxes = rmac_regions(h, w, levels)
-    if with_global:
-        boxes = np.concatenate([boxes, np.asarray([[0, 0, h, w]], np.int32)])
-    return aggregate_regions(region_maxima(a1, boxes), whitening)
+    return aggregate_regions(region_maxima(a1, _grid(a1, levels, with_global)), whitening)
+
+
+def rgem(
+    a1: Num[Array | np.ndarray, "h w c"],
+    p: int | float = 3,
+    *,
+    levels: int = 3,
+    whitening: Whitening | None = None,
+    with_global: bool = False,
+) -> Float[Array, "d"]:
+    """Regional GeM: R-MAC with the generalized mean of each region in place of its maximum.
+
+    Regions are those of `rmac`, and so is what follows: each is normalized, whitened and summed. A
+    region's mean and its sum of powers differ by a factor, which normalizing takes out.
+
+    Args:
+        a1: activation map, floats or quantised levels; none of it padding. Negative activations
+            count as 0.
+        p: the exponent, at least 1; a plain number.
+        levels: scales of the region grid.
+        whitening: applied to each region; None leaves it out.
+        with_global: adds the GeM of the whole map as one more region, the last.
+
+    Returns:
+        (d,) float32 of unit length, d = c without whitening; zero for a map without activations.
+
+    Raises:
+        ValueError: fewer than one level, or p below 1.
+
+    References:
+        Radenović et al. 2018, equation 3; Tolias et al. 2016, section 3.2.
+
+    >>> descriptor = rgem(np.ones((6, 8, 4), np.float32))
+    >>> np.round(descriptor, 2).tolist()
+    [0.5, 0.5, 0.5, 0.5]
+    """
+    boxes = _grid(a1, levels, with_global)
+    return aggregate_regions(region_generalized_means(a1, boxes, p), whitening)
 
 
 def aggregate_regions(
@@ -317,19 +354,18 @@ def pad_regions(regions: Int[np.ndarray, "r 4"], rows: int) -> Int[np.ndarray, "
     return padded
 
 
-def _inside(x: Array, size: Array | np.ndarray) -> Array:
-    """(h, w, 1) bool: which cells of a padded map are valid."""
-    h, w, _ = x.shape
-    valid = jnp.asarray(size, jnp.int32)
-    rows = jnp.arange(h, dtype=jnp.int32)[:, None, None] < valid[0]
-    columns = jnp.arange(w, dtype=jnp.int32)[None, :, None] < valid[1]
-    return rows & columns
+def _grid(a1: Array | np.ndarray, levels: int, with_global: bool) -> np.ndarray:
+    h, w, _ = a1.shape
+    boxes = rmac_regions(h, w, levels)
+    if with_global:
+        boxes = np.concatenate([boxes, np.asarray([[0, 0, h, w]], np.int32)])
+    return boxes
 
 
 def _mean(x: Array, size: Array | np.ndarray | None) -> Array:
     if size is None:
         return jnp.mean(x, axis=(0, 1))
-    inside = _inside(x, size)
+    inside = valid_cells(x, size)
     cells = jnp.maximum(jnp.sum(inside), 1).astype(x.dtype)
     return jnp.sum(jnp.where(inside, x, 0.0), axis=(0, 1)) / cells
 

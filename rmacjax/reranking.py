@@ -89,7 +89,16 @@ def describe_boxes(
     whitening: Whitening | None = None,
     *,
     pool: Pool = "rmac",
+    gem_p: float | Float[Array, ""] = 3.0,
 ) -> Float[Array, "n d"]:
-    """The descriptor of each map's box, from the map as it is stored."""
-    describe = partial(pool_map, whitening=whitening, pool=pool)
+    """The descriptor of each map's box, from the map as it is stored.
+
+    Args:
+        maps: activation maps or quantised levels, zero beyond their valid sizes.
+        regions: for pools with regions those of each box (`box_regions`), else the box itself.
+        whitening: applied to each region's unit vector.
+        pool: how a vector is made of a region.
+        gem_p: exponent of "gem", which may be traced, and of "rgem", a plain number.
+    """
+    describe = partial(pool_map, whitening=whitening, pool=pool, gem_p=gem_p)
     return jax.vmap(describe)(maps, regions)

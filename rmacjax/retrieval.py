@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Int32, UInt8
 
-from rmacjax.descriptors import Params, Settings
+from rmacjax.descriptors import REGIONAL, Params, Settings
 from rmacjax.expansion import average_expansion
 from rmacjax.extraction import Failed, Image, Source, extract
 from rmacjax.localization import Localization
@@ -101,6 +101,7 @@ class Query(NamedTuple):
         box_px: the box in the query image; the whole image where none was given.
         height_px: height of the query image.
         width_px: width of the query image.
+        gem_p: exponent of the network's GeM, with which boxes are described too.
     """
 
     descriptor: Float[np.ndarray, " d"]
@@ -110,6 +111,7 @@ class Query(NamedTuple):
     box_px: tuple[int, int, int, int]
     height_px: int
     width_px: int
+    gem_p: float = 3.0
 
 
 class Stage(NamedTuple):
@@ -160,7 +162,7 @@ def localizer() -> Callable[..., Localization]:
     return jax.jit(localize_batch, static_argnames=static, compiler_options=wide)
 
 
-_describe_boxes = jax.jit(describe_boxes, static_argnames=("pool",))
+_describe_boxes = jax.jit(describe_boxes, static_argnames=("pool", "gem_p"))
 
 
 def describe_query(
@@ -193,7 +195,8 @@ def describe_query(
         )
     ratio = (box[2] - box[0]) / (box[3] - box[1])
     regions = cast(np.ndarray, item.regions)  # they were asked for
-    return Query(item.descriptor, regions, item.query, ratio, box, height, width)
+    gem_p = params.network.gem_p
+    return Query(item.descriptor, regions, item.query, ratio, box, height, width, gem_p)
 
 
 def cut_query(
@@ -311,13 +314,13 @@ def _find_boxes(
         maps = jax.device_put(maps)
         found = localizer()(maps, sizes, query.mac, ratio, alpha=alpha, instances=instances)
         score, box = (np.asarray(field) for field in found)
-        if settings.pool == "rmac":
+        if settings.pool in REGIONAL:
             regions = box_regions(
                 box[:, 0], levels=settings.levels, with_global=settings.with_global
             )
         else:
             regions = box[:, :1]
-        described = _describe_boxes(maps, regions, whitening, pool=settings.pool)
+        described = _describe_boxes(maps, regions, whitening, pool=settings.pool, gem_p=query.gem_p)
         return score, box, np.asarray(described)
 
     parts = _parts(gallery, chosen)

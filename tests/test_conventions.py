@@ -30,6 +30,7 @@ FROZEN = ROOT / "tests" / "public_names.txt"
 BY_POSITION = {
     "gem": ["p"],
     "rmac": ["levels", "whitening", "with_global"],
+    "rgem": ["p"],
     "rmac_regions": ["levels"],
     "region_generalized_means": ["alpha"],
     "integral_image": ["alpha"],

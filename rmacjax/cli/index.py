@@ -1,11 +1,19 @@
 """`rmacjax index`, `add` and `remove`: photos into and out of a collection."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
+from rmacjax.cli.describing import (
+    LevelsChoice,
+    PoolChoice,
+    ScalesChoice,
+    chosen_settings,
+    warn_of_other_pool,
+)
 from rmacjax.cli.terminal import (
     Flag,
     JsonFile,
@@ -38,6 +46,10 @@ def index(
     ] = None,
     last_pool: Flag = False,
     no_last_pool: Flag = False,
+    pool: PoolChoice = None,
+    levels: LevelsChoice = None,
+    at_scales: ScalesChoice = None,
+    no_whiten: Flag = False,
     regions: Flag = False,
     json: JsonFile = None,
 ) -> None:
@@ -53,6 +65,7 @@ def index(
         rmacjax index paris.jpg rome/ holiday --long-side 768
         rmacjax index ~/Pictures holiday --weights vgg16
         rmacjax index ~/Pictures holiday --regions
+        rmacjax index ~/Pictures holiday --pool gem --scales 1 0.7071 0.5
 
     Args:
         photos: Folders and image files, then the collection.
@@ -60,6 +73,11 @@ def index(
         long_side: Larger photos are shrunk to this long side first.
         last_pool: End with the network's last pooling, as the paper does.
         no_last_pool: Stop before it: finer boxes, larger maps.
+        pool: How a photo's map becomes a vector: by regions (rmac, rgem), or as a whole. Weights
+            that were made for a pool bring it along.
+        levels: Scales of the grid of regions.
+        at_scales: Describe each photo at these multiples of its size, none above 1.
+        no_whiten: Leave out the whitening that the weights have.
         regions: Keep vectors of regions too, for search --first-stage regions (20 KB a photo).
         json: Write the report as JSON to this file, "-" for stdout.
     """
@@ -67,22 +85,23 @@ def index(
     check_writable(json)
     wanted = pooling_choice(last_pool, no_last_pool)
     prepare()
-    from rmacjax.descriptors import Settings
     from rmacjax.preprocessing import find_images
 
     if not collection_exists(target) and not find_images(sources).files:
         _report_nothing(sources, find_images(sources).problems)
-    collection = (
-        _opened(target, weights, long_side, wanted, regions)
-        if collection_exists(target)
-        else _created(
-            target,
-            weights,
-            Settings() if long_side is None else Settings(long_side),
-            wanted,
-            regions,
+    if collection_exists(target):
+        given = {"long_side": long_side, "pool": pool, "levels": levels, "scales": at_scales}
+        collection = _opened(target, weights, given, no_whiten, wanted, regions)
+    else:
+        settings = chosen_settings(
+            weights or "default",
+            long_side=long_side,
+            pool=pool,
+            levels=levels,
+            scales=at_scales,
+            whiten=not no_whiten,
         )
-    )
+        collection = _created(target, weights or "default", settings, wanted, regions)
     _add(collection, target, sources, json, "index")
 
 
@@ -206,21 +225,23 @@ def check_collection(collection: str) -> None:
 
 def _created(
     target: str,
-    weights: str | None,
+    weights: str,
     settings: "Settings",
     last_pool: bool | None,
     regions: bool,
 ) -> "Collection":
     from rmacjax.collection import Collection
 
-    params = _loaded(weights or "default", last_pool)
+    params = _loaded(weights, last_pool)
+    warn_of_other_pool(weights, params, settings)
     return Collection.create(target, params, settings=settings, regions=regions)
 
 
 def _opened(
     target: str,
     weights: str | None,
-    long_side: int | None,
+    given: Mapping[str, object],
+    no_whiten: bool,
     last_pool: bool | None,
     regions: bool,
 ) -> "Collection":
@@ -231,19 +252,26 @@ def _opened(
         None if weights is None and last_pool is None else _loaded(weights or "default", last_pool)
     )
     collection = Collection.open(target, params)
-    made = collection.settings.long_side
+    made = asdict(collection.settings)
     empty = "" if len(collection) else ", or delete this one, which is empty"
     if regions and not collection.regions:
         raise ValueError(
             f"the collection {target!r} was made without --regions, and photos that are in it have "
             f"none: leave the option out, or index into another collection{empty}"
         )
-    if long_side is not None and long_side != made:
+    others = [name for name, value in given.items() if value is not None and value != made[name]]
+    if others or (no_whiten and made["whiten"]):
+        was = f"with {_option(others[0], made[others[0]])}" if others else "without --no-whiten"
         raise ValueError(
-            f"the collection {target!r} was made with --long-side {made}, and one collection has "
-            f"one size: leave the option out, or index into another collection{empty}"
+            f"the collection {target!r} was made {was}, and all photos of a collection are "
+            f"described alike: leave the option out, or index into another collection{empty}"
         )
     return collection
+
+
+def _option(name: str, value: object) -> str:
+    words = " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return f"--{name.replace('_', '-')} {words}"
 
 
 def _loaded(weights: str, last_pool: bool | None) -> "Params":

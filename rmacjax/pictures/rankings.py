@@ -204,7 +204,9 @@ def settings_in_words(
     score = f"{1 - fusion:.0%} box, {fusion:.0%} whole photo" if fusion else "the box alone"
     first = "regions, part by part" if first_stage == "regions" else "whole photos"
     params, settings = collection.params, collection.settings
-    pool = "R-MAC" if settings.pool == "rmac" else settings.pool.upper()
+    pool = POOL_WORDS[settings.pool]
+    if len(settings.scales) > 1:
+        pool += f" at {len(settings.scales)} scales"
     whitened = params.whitening is not None and settings.whiten
     network = os.path.basename(params.network.name) or params.network.architecture
     return {

@@ -1,0 +1,123 @@
+"""How photos are described: the options that several commands share, and what they add up to."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Literal, cast
+
+from tyro.conf import arg
+from tyro.constructors import PrimitiveConstructorSpec
+
+from rmacjax.cli.terminal import say
+
+if TYPE_CHECKING:
+    from rmacjax.descriptors import Params, Pool, Settings
+
+PoolName = Literal["rmac", "mac", "spoc", "spoc_centre", "gem", "crow", "rgem"]
+"""The pools of `rmacjax.descriptors`, which is not imported for a page of help."""
+
+PoolChoice = Annotated[
+    PoolName | None,
+    arg(metavar="rmac|mac|spoc|spoc_centre|gem|crow|rgem", help_behavior_hint="(default: rmac)"),
+]
+LevelsChoice = Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: 3)")]
+
+
+def _scales(words: list[str]) -> tuple[float, ...]:
+    try:
+        return tuple(float(word) for word in words)
+    except ValueError as error:
+        raise ValueError(f"scales are numbers above 0 and at most 1, not {words}") from error
+
+
+ScalesChoice = Annotated[
+    tuple[float, ...] | None,
+    PrimitiveConstructorSpec(
+        nargs="*",
+        metavar="S ...",
+        instance_from_str=_scales,
+        is_instance=lambda value: value is None or isinstance(value, tuple),
+        str_from_instance=lambda value: [] if value is None else [str(scale) for scale in value],
+    ),
+    arg(name="scales", help_behavior_hint="(default: 1)"),
+]
+
+
+def stored_settings(weights: str) -> Mapping[str, object]:
+    """The settings that a weights file says it was made for; empty where it says nothing."""
+    from rmacjax.weights import describe_file
+
+    stored = describe_file(weights).get("settings")
+    return stored if isinstance(stored, Mapping) else {}
+
+
+def chosen_settings(
+    weights: str,
+    *,
+    long_side: int | None = None,
+    pool: "PoolName | None" = None,
+    levels: int | None = None,
+    scales: tuple[float, ...] | None = None,
+    whiten: bool = True,
+) -> "Settings":
+    """The settings that options ask for; the weights' own pool where no option names one.
+
+    Args:
+        weights: as `rmacjax.load` takes them.
+        long_side: None for the default, as all that follow.
+        pool: how a vector is made of a map.
+        levels: scales of the region grid.
+        scales: at which multiples of its size a photo is described.
+        whiten: whether the weights' whitening is used.
+
+    Raises:
+        ValueError: a value out of range, or levels for a pool without regions.
+    """
+    from rmacjax.descriptors import REGIONAL, Settings
+
+    defaults = Settings()
+    chosen = pool or defaults.pool
+    grid = defaults.levels
+    with_global = defaults.with_global
+    stored = stored_settings(weights) if pool is None else {}
+    if "pool" in stored:
+        chosen = cast("Pool", str(stored["pool"]))
+        if chosen != defaults.pool:
+            say(f"Pooling by {chosen}, as the weights {weights!r} were made for (see --pool)")
+        grid = _whole(stored.get("levels"), grid)
+        with_global = bool(stored.get("with_global", with_global))
+    if levels is not None and chosen not in REGIONAL:
+        raise ValueError(
+            f"--levels counts the scales of a grid of regions, which {chosen} has not: leave it "
+            f"out, or take --pool {' or '.join(REGIONAL)}"
+        )
+    return Settings(
+        long_side=defaults.long_side if long_side is None else long_side,
+        pool=chosen,
+        levels=grid if levels is None else levels,
+        with_global=with_global,
+        scales=defaults.scales if scales is None else scales,
+        whiten=whiten,
+    )
+
+
+def warn_of_other_pool(weights: str, params: "Params", settings: "Settings") -> None:
+    """Say so where the whitening was learned on vectors that were pooled another way.
+
+    Args:
+        weights: as `rmacjax.load` takes them.
+        params: what was loaded.
+        settings: how photos are to be described.
+    """
+    if params.whitening is None or not settings.whiten:
+        return
+    # Whitenings that don't say were learned on R-MAC's regions.
+    learned = stored_settings(weights).get("pool", "rmac")
+    if learned != settings.pool:
+        say(
+            f"The whitening of {weights!r} was learned on vectors of {learned}, not of "
+            f"{settings.pool}: learn one (rmacjax whiten --pool {settings.pool}), or leave it out "
+            "(--no-whiten)"
+        )
+
+
+def _whole(value: object, default: int) -> int:
+    return value if isinstance(value, int) else default
