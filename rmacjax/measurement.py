@@ -28,7 +28,7 @@ from rmacjax.evaluation import (
     roc,
     threshold_at,
 )
-from rmacjax.expansion import augment
+from rmacjax.augmentation import augment
 from rmacjax.preprocessing import read_size
 from rmacjax.regions import box_iou
 from rmacjax.retrieval import (

@@ -10,6 +10,7 @@ number of rows is an ordinary argument, and the loop ends after the last block t
 Whoever searches the same matrix often pads it once with `pad_rows` and passes ``rows=``.
 """
 
+from collections.abc import Iterator
 from functools import partial
 
 import jax
@@ -17,10 +18,21 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-__all__ = ["BLOCK_ROWS", "all_scores", "best_scores", "pad_rows", "padded_size", "top_k"]
+__all__ = [
+    "BLOCK_ROWS",
+    "all_scores",
+    "best_scores",
+    "nearest_rows",
+    "pad_rows",
+    "padded_size",
+    "top_k",
+]
 
 BLOCK_ROWS = 2_000
 """Rows that are turned into float32 at a time."""
+
+ASKED_AT_ONCE = 256
+"""Rows whose nearest ones are looked for at a time."""
 
 
 def padded_size(rows: int) -> int:
@@ -169,6 +181,57 @@ def best_scores(
     return best
 
 
+def nearest_rows(
+    descriptors: Float[Array | np.ndarray, "n d"],
+    k: int,
+    *,
+    rows: int | None = None,
+) -> Iterator[tuple[int, Float[np.ndarray, "m K"], Int[np.ndarray, "m K"]]]:
+    """Find for each row the k others with the largest dot products, some rows at a time.
+
+    All pairs are looked at. Beside the matrix itself only a block of scores and of results is in
+    memory, so the number of rows is bounded by the matrix alone.
+
+    Args:
+        descriptors: (n, d), float16 or float32.
+        k: how many; where there are fewer other rows, all of them are found.
+        rows: how many rows count, from the top; the rest is padding. None: all n.
+
+    Yields:
+        The number of the first row of a block; scores (m, K) float32, decreasing, and indices
+        (m, K) int32 of its m rows' nearest ones, ``K = min(k, rows - 1)``. A row is not among its
+        own. Of equal scores the lower index comes first. NaN counts as -inf, and there the index
+        is -1.
+
+    Raises:
+        ValueError: k below 1, or rows outside 0..n.
+
+    >>> matrix = np.float32([[1, 0], [0, 1], [0.6, 0.8]])
+    >>> [(start, nearest.tolist()) for start, _, nearest in nearest_rows(matrix, 1)]
+    [(0, [[2], [2], [1]])]
+    """
+    if k < 1:
+        raise ValueError(f"k is {k}, but a row has at least 1 nearest one.")
+    count = _check(np.empty(descriptors.shape[1]), descriptors, rows)
+    padded = _padded(descriptors)
+    found = min(k, max(0, count - 1))
+    # Rounded up, as in `top_k`; one more, because a row finds itself.
+    rounded = min(1 << k.bit_length(), padded.shape[0])
+    for start in range(0, count, ASKED_AT_ONCE):
+        first = min(start, padded.shape[0] - ASKED_AT_ONCE)
+        answers = _nearest(padded, jnp.int32(first), jnp.int32(count), k=rounded)
+        mine = slice(start - first, min(count - first, ASKED_AT_ONCE))
+        scores, indices = (np.asarray(part)[mine] for part in answers)
+        own = np.arange(start, start + len(scores), dtype=np.int32)[:, None]
+        # Itself goes to the end; where it is not there, its equals are, and the last one goes.
+        order = np.argsort(indices == own, axis=1, kind="stable")[:, :found]
+        yield (
+            start,
+            np.take_along_axis(scores, order, axis=1),
+            np.take_along_axis(indices, order, axis=1),
+        )
+
+
 def _check(query: Array | np.ndarray, descriptors: Array | np.ndarray, rows: int | None) -> int:
     n, d = descriptors.shape
     if query.shape != (d,):
@@ -207,6 +270,35 @@ def _scores(
     start = jnp.full(count, -jnp.inf, jnp.float32)
     scores = jax.lax.fori_loop(jnp.int32(0), blocks, score_block, start)
     return jnp.where(jnp.arange(count, dtype=jnp.int32) < rows, scores, -jnp.inf)
+
+
+@partial(jax.jit, static_argnames="k")
+def _nearest(
+    descriptors: Float[Array, "n d"], first: Int[Array, ""], rows: Int[Array, ""], *, k: int
+) -> tuple[Float[Array, "m k"], Int[Array, "m k"]]:
+    """The k best rows for each of a block of rows; those known so far are merged block by block."""
+    queries = jax.lax.dynamic_slice_in_dim(descriptors, first, ASKED_AT_ONCE).astype(jnp.float32)
+
+    def merge(block: Array, best: tuple[Array, Array]) -> tuple[Array, Array]:
+        start = block * BLOCK_ROWS
+        part = jax.lax.dynamic_slice_in_dim(descriptors, start, BLOCK_ROWS).astype(jnp.float32)
+        scores = jnp.matmul(queries, part.T, precision=jax.lax.Precision.HIGHEST)
+        index = start + jnp.arange(BLOCK_ROWS, dtype=jnp.int32)
+        scores = jnp.where(jnp.isnan(scores) | (index >= rows)[None, :], -jnp.inf, scores)
+        # Earlier rows stand first, and of equals the first is taken.
+        every = jnp.concatenate([best[0], scores], axis=1)
+        of_block = jnp.broadcast_to(index, scores.shape)
+        indices = jnp.concatenate([best[1], of_block], axis=1)
+        kept, places = jax.lax.top_k(every, k)
+        return kept, jnp.take_along_axis(indices, places, axis=1)
+
+    blocks = (rows + BLOCK_ROWS - 1) // BLOCK_ROWS
+    nothing = (
+        jnp.full((ASKED_AT_ONCE, k), -jnp.inf, jnp.float32),
+        jnp.full((ASKED_AT_ONCE, k), -1, jnp.int32),
+    )
+    scores, indices = jax.lax.fori_loop(jnp.int32(0), blocks, merge, nothing)
+    return scores, indices
 
 
 _scores_of_all = jax.jit(jax.vmap(_scores, in_axes=(0, None, None)))

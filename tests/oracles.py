@@ -253,3 +253,50 @@ def localize_instances(a, query, ratio=None, max_ratio=None, instances=1, overla
     if not found:
         found.append((scorer((0, 0, h, w)), (0, 0, h, w)))
     return found, scorer.margin
+
+
+# Evaluation. A query without positives has no score: None.
+
+
+def average_precision(ranking, positives, junk):
+    """Area under precision over recall: walk down the ranking, adding one trapezoid a step."""
+    if not positives:
+        return None
+    area, old_recall, old_precision, hits, seen = 0.0, 0.0, 1.0, 0, 0
+    for image in ranking:
+        if image in junk:
+            continue
+        seen += 1
+        hits += image in positives
+        recall, precision = hits / len(positives), hits / seen
+        area += (recall - old_recall) * (old_precision + precision) / 2
+        old_recall, old_precision = recall, precision
+    return area
+
+
+def precision_at(ranking, positives, junk, k):
+    """Share of positives among the first k, or up to the last positive where that comes sooner."""
+    if not positives:
+        return None
+    kept = [image for image in ranking if image not in junk]
+    places = [place for place, image in enumerate(kept, start=1) if image in positives]
+    reach = min(max(places), k) if len(places) == len(positives) else k
+    return sum(place <= reach for place in places) / reach
+
+
+def mean(values):
+    """The mean of those that are there."""
+    values = [value for value in values if value is not None]
+    return sum(values) / len(values) if values else float("nan")
+
+
+def revisited(lists, difficulty, ks=(1, 5, 10)):
+    """One difficulty of (ranking, easy, hard, junk) a query: APs, and precisions by k."""
+    split = {
+        "easy": lambda easy, hard, junk: (easy, hard | junk),
+        "medium": lambda easy, hard, junk: (easy | hard, junk),
+        "hard": lambda easy, hard, junk: (hard, easy | junk),
+    }[difficulty]
+    asked = [(ranking, *split(easy, hard, junk)) for ranking, easy, hard, junk in lists]
+    precisions = {k: [precision_at(*each, k) for each in asked] for k in ks}
+    return [average_precision(*each) for each in asked], precisions

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from oracles import average_precision, mean, precision_at, revisited
 
 from rmacjax.evaluation import (
     first_place,
@@ -15,36 +16,6 @@ from rmacjax.evaluation import (
     mean_precision_at,
     revisited_protocol,
 )
-
-
-def slow_average_precision(ranking, positives, junk):
-    """Area under precision over recall: walk down the ranking, adding one trapezoid a step."""
-    if not positives:
-        return None
-    area, old_recall, old_precision, hits, seen = 0.0, 0.0, 1.0, 0, 0
-    for image in ranking:
-        if image in junk:
-            continue
-        seen += 1
-        hits += image in positives
-        recall, precision = hits / len(positives), hits / seen
-        area += (recall - old_recall) * (old_precision + precision) / 2
-        old_recall, old_precision = recall, precision
-    return area
-
-
-def slow_precision(ranking, positives, junk, k):
-    if not positives:
-        return None
-    kept = [image for image in ranking if image not in junk]
-    places = [place for place, image in enumerate(kept, start=1) if image in positives]
-    reach = min(max(places), k) if len(places) == len(positives) else k
-    return sum(place <= reach for place in places) / reach
-
-
-def mean(values):
-    values = [value for value in values if value is not None]
-    return sum(values) / len(values) if values else float("nan")
 
 
 @st.composite
@@ -71,17 +42,17 @@ def test_equals_slow_counting(case):
     ranks, sets = case
     result = mean_average_precision(ranks, arrays(sets, 0), arrays(sets, 1))
     slow = [
-        slow_average_precision(list(column), each[0], each[1])
+        average_precision(list(column), each[0], each[1])
         for column, each in zip(ranks.T, sets, strict=True)
     ]
     np.testing.assert_allclose(
-        result.per_query, [np.nan if s is None else s for s in slow], atol=1e-9
+        result.per_query, [np.nan if s is None else s for s in slow], rtol=0, atol=1e-9
     )
     np.testing.assert_allclose(result.map, mean(slow), atol=1e-9)
     for k in (1, 3, 10):
         got = mean_precision_at(ranks, arrays(sets, 0), arrays(sets, 1), k)
         wanted = [
-            slow_precision(list(column), each[0], each[1], k)
+            precision_at(list(column), each[0], each[1], k)
             for column, each in zip(ranks.T, sets, strict=True)
         ]
         np.testing.assert_allclose(got, mean(wanted), atol=1e-9)
@@ -92,22 +63,42 @@ def test_equals_slow_counting(case):
 def test_revisited_equals_slow_counting(case):
     ranks, sets = case
     result = revisited_protocol(ranks, arrays(sets, 0), arrays(sets, 1), arrays(sets, 2), ks=(1, 5))
-    easy_hard_junk = {
-        "easy": lambda s: (s[0], s[1] | s[2]),
-        "medium": lambda s: (s[0] | s[1], s[2]),
-        "hard": lambda s: (s[1], s[0] | s[2]),
-    }
-    for name, split in easy_hard_junk.items():
+    lists = [(list(column), *each) for column, each in zip(ranks.T, sets, strict=True)]
+    for name in ("easy", "medium", "hard"):
         got = getattr(result, name)
-        lists = [(list(column), *split(each)) for column, each in zip(ranks.T, sets, strict=True)]
-        np.testing.assert_allclose(
-            got.map, mean([slow_average_precision(*each) for each in lists]), atol=1e-9
-        )
+        per_query, precisions = revisited(lists, name, ks=(1, 5))
+        wanted = [np.nan if ap is None else ap for ap in per_query]
+        np.testing.assert_allclose(got.per_query, wanted, rtol=0, atol=1e-9)
+        np.testing.assert_allclose(got.map, mean(per_query), rtol=0, atol=1e-9)
         assert set(got.precision_at) == {1, 5}
         for k, value in got.precision_at.items():
-            np.testing.assert_allclose(
-                value, mean([slow_precision(*each, k) for each in lists]), atol=1e-9
-            )
+            np.testing.assert_allclose(value, mean(precisions[k]), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_large_rankings_of_tied_scores_equal_slow_counting(seed):
+    """As a search makes them: scores with many ties, of equals the lower index first, cut short."""
+    random = np.random.default_rng(seed)
+    n, q = 500, 7
+    scores = np.round(random.normal(size=(n, q)), 1)
+    ranks = np.argsort(-scores, axis=0, kind="stable")[: n - 100 * seed]
+    for column, own in zip(ranks.T, scores.T, strict=True):
+        order = sorted(range(n), key=lambda image, own=own: (-own[image], image))
+        assert column.tolist() == order[: len(column)]
+    # Images from n on are in the ground truth but nowhere in the collection.
+    kinds = random.choice(5, size=(q, n + 50), p=(0.05, 0.05, 0.1, 0.1, 0.7))
+    kinds[0][kinds[0] < 2] = 4  # the first query has no positives
+    sets = [[set(np.flatnonzero(own == kind).tolist()) for kind in range(3)] for own in kinds]
+    lists = [(column.tolist(), *each) for column, each in zip(ranks.T, sets, strict=True)]
+    result = revisited_protocol(ranks, arrays(sets, 0), arrays(sets, 1), arrays(sets, 2))
+    for name in ("easy", "medium", "hard"):
+        per_query, precisions = revisited(lists, name)
+        got = getattr(result, name)
+        assert per_query[0] is None and np.isnan(got.per_query[0])
+        np.testing.assert_allclose(got.per_query[1:], per_query[1:], rtol=0, atol=1e-9)
+        np.testing.assert_allclose(got.map, mean(per_query), rtol=0, atol=1e-9)
+        for k, value in got.precision_at.items():
+            np.testing.assert_allclose(value, mean(precisions[k]), rtol=0, atol=1e-9)
 
 
 @settings(max_examples=50)

@@ -1,4 +1,4 @@
-"""Average query expansion: the mean's direction, and its ends."""
+"""Query expansion, average and weighted: the mean's direction, and its ends."""
 
 import inspect
 
@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rmacjax.expansion import average_expansion
+from rmacjax.expansion import alpha_expansion, average_expansion
 
 
 @given(k=st.integers(0, 6), seed=st.integers(0, 10**6))
@@ -53,3 +53,55 @@ def test_other_lengths_are_refused():
     # Without the tests' own shape checks, which would speak first.
     with pytest.raises(ValueError, match="same network and whitening"):
         inspect.unwrap(average_expansion)(np.ones(3, np.float32), np.ones((2, 4), np.float32))
+
+
+@given(
+    k=st.integers(0, 6),
+    alpha=st.sampled_from([0.0, 0.5, 1.0, 3.0, 7.0]),
+    seed=st.integers(0, 10**6),
+)
+def test_alpha_weights_are_powers_of_the_scores(k, alpha, seed):
+    rng = np.random.default_rng(seed)
+    everything = rng.normal(size=(k + 1, 5))
+    everything /= np.linalg.norm(everything, axis=1, keepdims=True)
+    scores = rng.uniform(-1, 1, k)
+    scores[:1] = 0.0
+    total = everything[0].copy()
+    for row, score in zip(everything[1:], scores, strict=True):
+        total += row * (1 if alpha == 0 else max(score, 0) ** alpha)
+    wanted = total / np.sqrt((total**2).sum())
+    query, vectors = np.float32(everything[0]), everything[1:].astype(np.float32)
+    got = alpha_expansion(query, vectors, scores.astype(np.float32), alpha=alpha)
+    assert got.dtype == jnp.float32
+    np.testing.assert_allclose(got, wanted, atol=1e-5)
+    equal = alpha_expansion(query, vectors, scores.astype(np.float32), alpha=0)
+    np.testing.assert_allclose(equal, average_expansion(query, vectors), atol=1e-6)
+
+
+def test_alpha_expansion_under_jit_vmap_and_grad(rng):
+    queries = rng.normal(size=(4, 3)).astype(np.float32)
+    vectors = rng.normal(size=(4, 5, 3)).astype(np.float32)
+    scores = rng.uniform(-1, 1, (4, 5)).astype(np.float32)
+    mapped = jax.jit(jax.vmap(lambda q, v, s: alpha_expansion(q, v, s, alpha=2.0)))
+    for i, row in enumerate(mapped(queries, vectors, scores)):
+        one = alpha_expansion(queries[i], vectors[i], scores[i], alpha=2.0)
+        np.testing.assert_allclose(row, one, atol=1e-6)
+    for value in (0.0, 2.0):
+        gradient = jax.grad(
+            lambda s, a=value: alpha_expansion(queries[0], vectors[0], s, alpha=a)[0]
+        )
+        assert np.isfinite(gradient(jnp.zeros(5))).all()
+    by_alpha = jax.grad(lambda a: alpha_expansion(queries[0], vectors[0], scores[0], alpha=a)[0])
+    step = 1e-2
+    ends = [
+        alpha_expansion(queries[0], vectors[0], scores[0], alpha=2.0 + sign * step)[0]
+        for sign in (-1, 1)
+    ]
+    np.testing.assert_allclose(
+        by_alpha(jnp.float32(2)), (ends[1] - ends[0]) / (2 * step), atol=1e-3
+    )
+
+
+def test_as_many_scores_as_vectors():
+    with pytest.raises(ValueError, match="2 vectors but the scores have shape"):
+        inspect.unwrap(alpha_expansion)(np.ones(3, np.float32), np.ones((2, 3)), np.ones(3))

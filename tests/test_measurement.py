@@ -15,7 +15,7 @@ from rmacjax.cli import main
 from rmacjax.datasets import GroundTruth, Query
 from rmacjax.descriptors import Params, Settings
 from rmacjax.evaluation import revisited_protocol
-from rmacjax.expansion import augment
+from rmacjax.augmentation import augment
 from rmacjax.measurement import Way, measure, trust
 from rmacjax.preprocessing import encode_jpeg
 from rmacjax.weights import load, save

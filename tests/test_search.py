@@ -10,7 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rmacjax import search
-from rmacjax.search import BLOCK_ROWS, all_scores, best_scores, pad_rows, padded_size, top_k
+from rmacjax.search import (
+    BLOCK_ROWS,
+    all_scores,
+    best_scores,
+    nearest_rows,
+    pad_rows,
+    padded_size,
+    top_k,
+)
 
 
 def unit_rows(rng, n, d, dtype=np.float32):
@@ -173,3 +181,59 @@ def test_errors(rng):
         best_scores(descriptors[:1], descriptors, np.asarray([2, 4]))
     with pytest.raises(ValueError, match="no queries"):
         best_scores(descriptors[:0], descriptors, np.asarray([2]))
+
+
+def slow_neighbours(descriptors, k):
+    """For each row all others by their score in float64, of equals the lower index first."""
+    x = descriptors.astype(np.float64)
+    found = []
+    for i, row in enumerate(x):
+        scores = x @ row
+        others = sorted((j for j in range(len(x)) if j != i), key=lambda j, s=scores: (-s[j], j))
+        found.append(others[:k])
+    return np.array(found).reshape(len(x), -1)
+
+
+def gathered(blocks):
+    starts, scores, indices = zip(*blocks, strict=True)
+    assert list(starts) == np.cumsum([0, *map(len, scores)])[:-1].tolist()
+    return np.concatenate(scores), np.concatenate(indices)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+@pytest.mark.parametrize(("n", "k"), [(2, 1), (255, 5), (257, 300), (700, 40)])
+def test_nearest_rows_equal_brute_force(rng, monkeypatch, dtype, n, k):
+    monkeypatch.setattr(search, "BLOCK_ROWS", 320)  # several blocks, asked for and searched
+    descriptors = unit_rows(rng, n, 16, dtype)
+    scores, indices = gathered(nearest_rows(descriptors, k))
+    x = descriptors.astype(np.float64)
+    wanted = np.einsum("nd,nkd->nk", x, x[slow_neighbours(descriptors, k)])
+    np.testing.assert_allclose(scores, wanted, atol=1e-6)
+    # What is equal in float32 may change places.
+    np.testing.assert_allclose(np.einsum("nd,nkd->nk", x, x[indices]), wanted, atol=1e-6)
+    for row, own in enumerate(indices.tolist()):
+        assert row not in own and len(set(own)) == len(own) == min(k, n - 1)
+    padded = gathered(nearest_rows(pad_rows(descriptors), k, rows=n))
+    np.testing.assert_array_equal(padded[1], indices)
+
+
+@settings(max_examples=25)
+@given(n=st.integers(1, 40), k=st.integers(1, 50), seed=st.integers(0, 10**6))
+def test_nearest_rows_of_ties_are_the_first_and_never_themselves(n, k, seed):
+    rng = np.random.default_rng(seed)
+    # Whole numbers, all negative or all positive: products tie exactly, zero rows would be last.
+    descriptors = rng.integers(1, 3, size=(n, 2)).astype(np.float32) * (-1) ** (seed % 2)
+    _, indices = gathered(nearest_rows(descriptors, k))
+    np.testing.assert_array_equal(indices, slow_neighbours(descriptors, k))
+
+
+def test_nearest_rows_of_nan_and_of_nothing():
+    descriptors = np.float32([[1, 0], [np.nan, 0], [0.6, 0.8]])
+    scores, indices = gathered(nearest_rows(descriptors, 2))
+    assert indices.tolist() == [[2, -1], [-1, -1], [0, -1]]
+    np.testing.assert_allclose(scores, [[0.6, -np.inf], [-np.inf] * 2, [0.6, -np.inf]])
+    assert not list(nearest_rows(np.zeros((0, 2), np.float32), 3))
+    with pytest.raises(ValueError, match="k is 0"):
+        next(nearest_rows(descriptors, 0))
+    with pytest.raises(ValueError, match="rows is 4"):
+        next(nearest_rows(descriptors, 1, rows=4))

@@ -249,7 +249,7 @@ def _read(
 ) -> "GroundTruth":
     """The ground truth of a folder or of a published set, with distractors."""
     from rmacjax.datasets import (
-        DATASETS,
+        KNOWN,
         add_distractors,
         read_dataset,
         read_ground_truth,
@@ -259,7 +259,7 @@ def _read(
 
     if reversed:
         truth = read_museum_reversed(dataset, **({} if subset is None else {"subset": subset}))
-    elif dataset in DATASETS and not os.path.isdir(dataset):
+    elif dataset in KNOWN and not os.path.isdir(dataset):
         folder = None if data_dir is None else os.path.join(data_dir, dataset)
         truth = read_dataset(dataset, folder)
     else:
@@ -332,12 +332,12 @@ def _whitened(
     import numpy as np
 
     from rmacjax.cli.whiten import learn
-    from rmacjax.datasets import DATASETS, read_dataset
+    from rmacjax.datasets import KNOWN, read_dataset
     from rmacjax.descriptors import fingerprint
     from rmacjax.preprocessing import find_images
     from rmacjax.whitening import Whitening
 
-    if source in DATASETS and not os.path.isdir(source):
+    if source in KNOWN and not os.path.isdir(source):
         place = None if data_dir is None else os.path.join(data_dir, source)
         files: list[str] = read_dataset(source, place).paths
     else:
