@@ -17,6 +17,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from jaxtyping import Array, Float, Float64, Int
 
+from rmacjax.augmentation import augment
 from rmacjax.collection import Collection
 from rmacjax.datasets import GroundTruth, Query
 from rmacjax.diffusion import diffuse, neighbour_graph
@@ -28,7 +29,6 @@ from rmacjax.evaluation import (
     roc,
     threshold_at,
 )
-from rmacjax.augmentation import augment
 from rmacjax.preprocessing import read_size
 from rmacjax.regions import box_iou
 from rmacjax.retrieval import (

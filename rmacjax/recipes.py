@@ -34,7 +34,7 @@ class Recipe:
         whiten: the dataset whose regions whitening is learned on; None: that of the weights.
         last_pool: whether the network ends with its last pooling; None: as the weights say.
         pool: how a descriptor is made.
-        levels: scales of R-MAC's grid.
+        levels: scales of the grid of regions; None: three, where there is one.
         scales: of each photo.
         rerank: how many of the best photos are re-ranked.
         expand: how many of the best boxes join the query.
@@ -49,7 +49,7 @@ class Recipe:
     whiten: str | None = None
     last_pool: bool | None = True
     pool: Literal["rmac", "mac", "gem"] = "rmac"
-    levels: int = 3
+    levels: int | None = None
     scales: tuple[float, ...] = (1.0,)
     rerank: int = 1000
     expand: int = 5

@@ -10,12 +10,12 @@ import pytest
 
 import rmacjax
 from rmacjax import measurement
+from rmacjax.augmentation import augment
 from rmacjax.backbones import TORCHVISION_CONVENTION, Network, initialize
 from rmacjax.cli import main
 from rmacjax.datasets import GroundTruth, Query
 from rmacjax.descriptors import Params, Settings
 from rmacjax.evaluation import revisited_protocol
-from rmacjax.augmentation import augment
 from rmacjax.measurement import Way, measure, trust
 from rmacjax.preprocessing import encode_jpeg
 from rmacjax.weights import load, save

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, arg
 
+from rmacjax.cli.describing import LevelsChoice, PoolChoice, ScalesChoice
 from rmacjax.cli.terminal import (
     FirstStageName,
     Flag,
     JsonFile,
     OutFile,
-    PoolName,
     RerankDepth,
     check_writable,
     list_skipped,
@@ -44,7 +44,8 @@ _FIXED = (
     "whiten_on",
     "pool",
     "levels",
-    "scales",
+    "at_scales",
+    "no_whiten",
     "rerank",
     "expand",
     "long_side",
@@ -63,12 +64,13 @@ def evaluate(
     weights: Annotated[str, arg(metavar="NAME|FILE")] = "default",
     last_pool: Flag = False,
     no_last_pool: Flag = False,
-    pool: PoolName = "rmac",
-    levels: Annotated[int, arg(metavar="L")] = 3,
-    scales: Annotated[tuple[float, ...], arg(metavar="S")] = (1.0,),
+    pool: PoolChoice = None,
+    levels: LevelsChoice = None,
+    at_scales: ScalesChoice = None,
     whiten_on: Annotated[
         str | None, arg(name="whiten", metavar="DATASET", help_behavior_hint="")
     ] = None,
+    no_whiten: Flag = False,
     distractors: Annotated[str | None, arg(metavar="FOLDER", help_behavior_hint="")] = None,
     reversed: Flag = False,
     subset: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="")] = None,
@@ -116,11 +118,12 @@ def evaluate(
         weights: The network: "default", another name, or a weights file.
         last_pool: End with the network's last pooling, as the paper does.
         no_last_pool: Stop before it.
-        pool: How a descriptor is made.
-        levels: Scales of R-MAC's grid of regions.
-        scales: Describe each photo at these multiples of its size.
+        pool: How a photo's map becomes a vector: by regions (rmac, rgem), or as a whole.
+        levels: Scales of the grid of regions.
+        at_scales: Describe each photo at these multiples of its size.
         whiten_on: Learn whitening on these photos first, others than those searched: a folder, or
             the name of a published set.
+        no_whiten: Leave the weights' whitening out.
         distractors: More photos to search, none of which shows a query.
         reversed: In a museum, look for the paintings in the visitors' photos.
         subset: One set of queries, where the folder has several.
@@ -150,27 +153,38 @@ def evaluate(
     wanted = pooling_choice(last_pool, no_last_pool)
     if chosen is not None:
         dataset, wanted, whiten_on = chosen.dataset, chosen.last_pool, chosen.whiten
-        pool, levels, scales = chosen.pool, chosen.levels, chosen.scales
+        pool, levels, at_scales = chosen.pool, chosen.levels, chosen.scales
         rerank, expand, long_side = chosen.rerank, chosen.expand, chosen.long_side
         weights = _recipes_weights(weights, chosen, str(recipe))
     if dataset is None:
         raise ValueError("name a dataset or a folder to measure on, or a --recipe")
+    if no_whiten and whiten_on is not None:
+        raise ValueError("--whiten and --no-whiten contradict each other: leave one out")
     if no_cache and cache is not None:
         raise ValueError("--cache and --no-cache contradict each other: leave one out")
     check_writable(markdown, json, save_thresholds)
     prepare()
-    from rmacjax.descriptors import Settings
+    from rmacjax.cli.describing import chosen_settings, warn_of_other_pool
     from rmacjax.measurement import measure
     from rmacjax.weights import load
 
     truth = _read(dataset, data_dir, reversed, subset, distractors)
     params = load(weights, last_pool=wanted)
-    settings = Settings(long_side=long_side, pool=pool, levels=levels, scales=scales)
+    settings = chosen_settings(
+        weights,
+        long_side=long_side,
+        pool=pool,
+        levels=levels,
+        scales=at_scales,
+        whiten=not no_whiten,
+    )
     ways = _ways(len(truth.paths), also, rerank, expand, fusion, first_stage)
     regions = any(way.first_stage == "regions" for way in ways)
     with _kept_in(cache, no_cache) as folder:
         if whiten_on is not None:
             params = _whitened(params, whiten_on, data_dir, settings, folder)
+        else:
+            warn_of_other_pool(weights, params, settings)
         collection, added = _described(truth, params, settings, regions, folder)
         pages = None
         if html is not None:
@@ -223,7 +237,7 @@ def _recipe(name: str | None, given: dict[str, object]) -> "Recipe | None":
     defaults = inspect.signature(evaluate).parameters
     for option in _FIXED:
         if given[option] != defaults[option].default:
-            words = "--" + option.removesuffix("_on").replace("_", "-")
+            words = "--" + option.removesuffix("_on").removeprefix("at_").replace("_", "-")
             what = "what is searched" if option == "dataset" else words
             raise ValueError(f"the recipe {name!r} decides {what}: leave it out, or the recipe")
     return RECIPES[name]

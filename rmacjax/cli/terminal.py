@@ -39,9 +39,6 @@ OutFile = Annotated[str | None, _option("FILE")]
 FirstStageName = Annotated[
     Literal["descriptor", "regions"], tyro.conf.arg(metavar="descriptor|regions")
 ]
-PoolName = Annotated[
-    Literal["rmac", "rgem", "mac", "gem", "spoc", "crow"], tyro.conf.arg(metavar="POOL")
-]
 RerankDepth = Annotated[int | Literal["all"], tyro.conf.arg(metavar="N|all")]
 PeoplesBox = Annotated[
     tuple[int, int, int, int] | None,
