@@ -4,7 +4,7 @@ A pickle is a program for a small stack machine. The instructions that build lis
 dictionaries, texts, numbers and NumPy arrays are carried out here, one by one; every other
 instruction, and every name but those by which NumPy writes its arrays, is refused. Nothing is
 imported and nothing is called by name. Python 2's pickles of arrays (bytes written as text in
-latin-1) are read as well.
+latin-1; protocol 2) are read as well.
 """
 
 import io
@@ -36,7 +36,7 @@ _EMPTY: dict[str, Callable[[], Any]] = {
     "EMPTY_TUPLE": tuple,
 }
 _PUTS, _GETS = ("PUT", "BINPUT", "LONG_BINPUT"), ("GET", "BINGET", "LONG_BINGET")
-_DTYPE = re.compile(r"[fiu][1248]|b1|[US]\d{1,4}|O8?")
+_DTYPE = re.compile(r"[fiu][1248]|b1|[US][1-9]\d{0,3}|O8?")
 
 
 class _Refusal(ValueError):
@@ -89,7 +89,7 @@ def _filled(data: object, kind: object, shape: object, order: object) -> np.ndar
         for i, value in enumerate(data):
             array[i] = value
     elif isinstance(data, bytes) and not dtype.hasobject and len(data) == count * dtype.itemsize:
-        array = np.frombuffer(data, dtype) if dtype.itemsize else np.zeros(count, dtype)
+        array = np.frombuffer(data, dtype)
     else:
         raise _Refusal(f"holds an array of {count} elements without its bytes")
     return array.reshape(shape, order="F" if order == "F" else "C")
