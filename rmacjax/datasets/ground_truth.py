@@ -164,14 +164,17 @@ def box_from_ltrb(path: str, ltrb: Sequence[float], where: str) -> Box:
 
 
 def look_up(names: Sequence[str], index: Mapping[str, int], where: str) -> Int[np.ndarray, "p"]:
-    """Return the indices of names; ValueError if one is not in the collection."""
+    """Return the indices of names, each once; ValueError if one is not in the collection.
+
+    Names are listed twice even in published files: one of Oxford5k's does so.
+    """
     unknown = [name for name in names if name not in index]
     if unknown:
         raise ValueError(
             f"{where}: {unknown[0]} is not among the collection's {len(index)} images "
             f"({len(unknown)} of {len(names)} names are not)."
         )
-    return np.array([index[name] for name in names], np.int64)
+    return np.array([*dict.fromkeys(index[name] for name in names)], np.int64)
 
 
 def check_present(paths: Sequence[str], file: FileName) -> None:
@@ -190,7 +193,7 @@ def read_json(file: Path, kind: type) -> Any:
         raise FileNotFoundError(f"There is no file {file}.")
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} is not JSON in UTF-8: {error}.") from error
     if not isinstance(content, kind):
         raise ValueError(f"{file} should hold {_KINDS[kind]} at its top.")

@@ -157,25 +157,31 @@ def _names(content: Any, key: str, where: str) -> list[str]:
 
 def _numbers(values: Any, count: int, base: int, where: str) -> list[int]:
     """Return numbers of photos, counted from 0, each once."""
-    try:
-        flat = np.asarray(values).reshape(-1)
-        numbers = flat.astype(np.int64) if flat.size else np.zeros(0, np.int64)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise ValueError(f"{where} should be a list of numbers of photos.") from error
-    whole = flat.dtype.kind in "iuf" and bool(np.all(numbers == flat))
-    if flat.size and not (whole and base <= numbers.min() and numbers.max() < count + base):
+    flat = _flat(values)
+    if flat is None:
+        raise ValueError(f"{where} should be a list of numbers of photos.")
+    strange = [value for value in flat if value not in range(base, count + base)]
+    if strange:
         raise ValueError(
-            f"{where} should be numbers of photos, {base} to {count - 1 + base}, not "
-            f"{flat.tolist()!s:.80}."
+            f"{where} should be numbers of photos, {base} to {count - 1 + base}, not {strange[0]}."
         )
-    return [*dict.fromkeys((numbers - base).tolist())]
+    return [*dict.fromkeys(int(value) - base for value in flat)]
+
+
+def _flat(values: Any) -> list[int | float] | None:
+    """Return the numbers of an array, or of a list or tuple; None if they aren't."""
+    if isinstance(values, np.ndarray) and (values.dtype.kind in "iuf" or not values.size):
+        values = values.reshape(-1).tolist()
+    if isinstance(values, list | tuple) and all(type(value) in (int, float) for value in values):
+        return list(values)
+    return None
 
 
 def _box(values: Any, where: str, *, sized: bool) -> tuple[float, float, float, float] | None:
-    if values is None or np.size(values) == 0:
+    flat = [] if values is None else _flat(values)
+    if flat == []:
         return None
-    flat = np.asarray(values, object).reshape(-1).tolist()
-    left, top, right, bottom = four_numbers(flat, where)
+    left, top, right, bottom = four_numbers(values if flat is None else flat, where)
     return (left, top, left + right, top + bottom) if sized else (left, top, right, bottom)
 
 

@@ -73,7 +73,7 @@ def _variables(content: memoryview, order: str) -> dict[str, Any]:
         kind, data, position = _element(content, position, order)
         if kind == _DEFLATED:
             stream = zlib.decompressobj()
-            inside = memoryview(stream.decompress(data, room))
+            inside = memoryview(stream.decompress(data, max(room, 1)))
             if stream.unconsumed_tail:
                 raise _Damage("its arrays are larger than any ground truth's")
             room -= len(inside)

@@ -3,8 +3,6 @@
 from collections.abc import Collection, Hashable, Mapping, Sequence
 from typing import NamedTuple
 
-import numpy as np
-
 from rmacjax.datasets.ground_truth import Box, Query, box_from_ltrb, look_up
 
 __all__ = ["NamedQuery", "keep_only", "named_photos", "resolve"]
@@ -89,7 +87,7 @@ def resolve(
     for query, box, thing in zip(queries, own, objects, strict=True):
         where = f"{source}, query {query.name}"
         hard = look_up(query.hard, index, where)
-        positives = np.concatenate([look_up([*query.good, *query.ok], index, where), hard])
+        positives = look_up([*query.good, *query.ok, *query.hard], index, where)
         outlines = dict(known.get(thing, {}))
         if box is not None and query.image in index:
             outlines[index[query.image]] = box  # its own, if another query has it too

@@ -4,7 +4,7 @@ A pickle is a program for a small stack machine. The instructions that build lis
 dictionaries, texts, numbers and NumPy arrays are carried out here, one by one; every other
 instruction, and every name but those by which NumPy writes its arrays, is refused. Nothing is
 imported and nothing is called by name. Python 2's pickles of arrays (bytes written as text in
-latin-1) are read as well.
+latin-1; protocol 2) are read as well.
 """
 
 import io
@@ -13,7 +13,7 @@ import pickletools
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -36,7 +36,7 @@ _EMPTY: dict[str, Callable[[], Any]] = {
     "EMPTY_TUPLE": tuple,
 }
 _PUTS, _GETS = ("PUT", "BINPUT", "LONG_BINPUT"), ("GET", "BINGET", "LONG_BINGET")
-_DTYPE = re.compile(r"[fiu][1248]|b1|[US]\d{1,4}|O8?")
+_DTYPE = re.compile(r"[fiu][1248]|b1|[US][1-9]\d{0,3}|O8?")
 
 
 class _Refusal(ValueError):
@@ -89,7 +89,7 @@ def _filled(data: object, kind: object, shape: object, order: object) -> np.ndar
         for i, value in enumerate(data):
             array[i] = value
     elif isinstance(data, bytes) and not dtype.hasobject and len(data) == count * dtype.itemsize:
-        array = np.frombuffer(data, dtype) if dtype.itemsize else np.zeros(count, dtype)
+        array = np.frombuffer(data, dtype)
     else:
         raise _Refusal(f"holds an array of {count} elements without its bytes")
     return array.reshape(shape, order="F" if order == "F" else "C")
@@ -121,8 +121,10 @@ _CALLS: dict[str, Callable[..., object]] = {
 _NAMES = {*_CALLS, "numpy ndarray"}
 
 
-class _Name(str):
-    """A name that the pickle refers to; a text of its own kind, so that no data passes for it."""
+class _Name(NamedTuple):
+    """A name that the pickle refers to; of its own kind, so that no data passes for it."""
+
+    text: str
 
 
 def read_pickle(path: Path) -> Any:
@@ -205,13 +207,10 @@ def _run(data: bytes) -> Any:
             stack.append(_Name(argument))
         elif name == "REDUCE":
             arguments, function = stack.pop(), stack.pop()
-            if (
-                type(function) is not _Name
-                or function not in _CALLS
-                or type(arguments) is not tuple
-            ):
+            call = _CALLS.get(function.text) if type(function) is _Name else None
+            if call is None or type(arguments) is not tuple:
                 raise _Refusal("calls what is no function")
-            stack.append(_CALLS[function](*arguments))
+            stack.append(call(*arguments))
         elif name == "BUILD":
             state = stack.pop()
             if not isinstance(stack[-1], _Array | _Dtype):
@@ -220,7 +219,7 @@ def _run(data: bytes) -> Any:
         elif name == "STOP":
             if below or len(stack) != 1:
                 raise _Refusal("is a damaged pickle")
-            return _finished(stack[0])
+            return _checked(_finished(stack[0]))
         elif name not in ("PROTO", "FRAME"):
             raise _Refusal(f"uses the instruction {name}, which is refused")
     raise _Refusal("is a pickle without an end")
@@ -234,6 +233,25 @@ def _put(target: object, items: list[Any]) -> object:
             raise _Refusal("holds a dictionary whose keys are no texts or numbers")
         target[key] = value
     return target
+
+
+def _checked(value: Any) -> Any:
+    """Refuse what is no data: the means of making arrays, left somewhere unused."""
+    waiting, seen = [value], set()
+    while waiting:
+        item = waiting.pop()
+        if id(item) in seen:
+            continue
+        seen.add(id(item))
+        if isinstance(item, _Name | _Dtype | _Array):
+            raise _Refusal("holds what is no data")
+        if isinstance(item, dict):
+            waiting.extend(item.values())
+        elif isinstance(item, list | tuple):
+            waiting.extend(item)
+        elif isinstance(item, np.ndarray) and item.dtype.hasobject:
+            waiting.extend(item.reshape(-1))
+    return value
 
 
 def _finished(value: Any) -> Any:

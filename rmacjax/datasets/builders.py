@@ -1,0 +1,362 @@
+"""The data sets as tensorflow-datasets: prepared once, then read at random, without TensorFlow.
+
+Importing this module makes the names known; nothing is downloaded, see `known` for where photos
+come from and where they are looked for::
+
+    import tensorflow_datasets as tfds
+    import rmacjax.datasets.builders
+
+    photos = tfds.data_source("oxford5k", split="database")
+    photos[17]["image"]                                     # (H, W, 3) uint8
+    mine = tfds.builder("image_folder", folder="my_photos")  # or one's own photos
+    mine.download_and_prepare()
+    mine.as_data_source(split="queries")[0]["positives"]    # positions in "database"
+
+Names are those of `read_dataset`, but for ``roxford5k_1m`` and ``rparis6k_1m``, as a name must not
+hold a plus. There are two splits, in the ground truth's order: "database", the collection, and
+"queries". All examples have the same fields: ``image``, ``filename`` and ``index`` (the position in
+the split); of queries also ``name``, ``box`` (top, left, bottom, right, pixels), ``positives``,
+``hard`` and ``junk`` (positions in "database"), and where the object's true box in a positive is
+known, ``boxes`` and in which photos, ``boxed``. Of photos of the collection these are empty, and
+the box is the whole photo.
+
+A photo that cannot be decoded is left out and listed, with the reason, in
+``builder.info.metadata["left_out"]``; positions count without it. Files are stored as they are
+where everyone's decoder makes the same upright RGB pixels of them, else as PNG.
+"""
+
+import hashlib
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from rmacjax.datasets.ground_truth import FileName, GroundTruth, Query
+from rmacjax.datasets.known import KNOWN, Counts, read_dataset
+from rmacjax.preprocessing import encode_png, load_image, read_size
+
+__all__ = [
+    "Holidays",
+    "ImageFolder",
+    "Instre",
+    "Oxford105k",
+    "Oxford5k",
+    "Paris106k",
+    "Paris6k",
+    "RetrievalBuilder",
+    "Roxford5k",
+    "Roxford5k1m",
+    "Rparis6k",
+    "Rparis6k1m",
+]
+
+_AT_ONCE = 256
+"""So many photos are checked before results are collected: a million futures take a gigabyte."""
+
+
+class RetrievalBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
+    """What the builders of all data sets share.
+
+    Attributes:
+        DATASET: the name by which `read_dataset` knows the data set.
+    """
+
+    DATASET = ""
+    VERSION = tfds.core.Version("1.0.0")
+    # Beside the code, checksums of downloads would lie, of which there are none; and the search for
+    # it takes a package (importlib_resources) that tensorflow-datasets does not ask for.
+    code_path = None
+
+    def __init__(
+        self,
+        *,
+        folder: FileName | None = None,
+        counts: Counts | None = None,
+        file_format: Any = "array_record",
+        data_dir: Any = None,
+        config: Any = None,
+        version: Any = None,
+    ) -> None:
+        """Name the folder of the photos; nothing is read yet.
+
+        Args:
+            folder: where the data set lies as distributed; None: NAME in the manual directory of
+                `download_and_prepare`'s configuration if that is there, else `default_folder`.
+            counts: how much there must be; None: the published numbers.
+            file_format: that of the prepared files.
+            data_dir: where they are written.
+            config: as tensorflow-datasets has it.
+            version: likewise.
+        """
+        self._folder = None if folder is None else Path(folder).expanduser()
+        self._counts = counts
+        super().__init__(file_format=file_format, data_dir=data_dir, config=config, version=version)
+
+    def _info(self) -> Any:
+        known = KNOWN.get(self.DATASET)
+        features = tfds.features
+        numbers = features.Tensor(shape=(None,), dtype=np.int64)
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description=f"{known.title if known else 'A folder of photos'}, for retrieval.",
+            features=features.FeaturesDict(
+                {
+                    "image": features.Image(shape=(None, None, 3)),
+                    "filename": features.Text(),
+                    "index": np.int64,
+                    "name": features.Text(),
+                    "box": features.Tensor(shape=(4,), dtype=np.int32),
+                    "positives": numbers,
+                    "hard": numbers,
+                    "junk": numbers,
+                    "boxes": features.Tensor(shape=(None, 4), dtype=np.int32),
+                    "boxed": numbers,
+                }
+            ),
+            metadata=tfds.core.MetadataDict(),
+            disable_shuffling=True,
+        )
+
+    def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
+        truth = read_dataset(self.DATASET, self._place(dl_manager), counts=self._counts)
+        everything = [*truth.paths, *(query.path for query in truth.queries)]
+        states = _check(everything)
+        photos, asked = states[: len(truth.paths)], states[len(truth.paths) :]
+        left_out = dict(truth.left_out)
+        left_out |= {
+            path: state
+            for path, state in zip(everything, states, strict=True)
+            if isinstance(state, str)
+        }
+        if left_out:
+            logging.getLogger(__name__).warning(
+                "%s: %d photos were left out; the first: %s",
+                self.DATASET,
+                len(left_out),
+                next(iter(left_out.values())),
+            )
+        self.info.metadata.update(
+            protocol=truth.protocol, left_out=[list(item) for item in left_out.items()]
+        )
+        root = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in everything])
+        return {
+            "database": _photos(truth, photos, root),
+            "queries": _queries(truth, photos, asked, root),
+        }
+
+    def _generate_examples(self, examples: Any) -> Any:
+        """Pass examples on; tensorflow-datasets wants the name, the splits make their own."""
+        return examples
+
+    def _place(self, dl_manager: Any) -> Path | None:
+        if self._folder is not None:
+            return self._folder
+        try:
+            manual = Path(dl_manager.manual_dir)
+        except AssertionError:  # how tensorflow-datasets says that there is none
+            return None
+        return manual / self.DATASET if (manual / self.DATASET).is_dir() else None
+
+
+class Oxford5k(RetrievalBuilder):
+    """Oxford5k, 5063 photos and 55 queries."""
+
+    DATASET = "oxford5k"
+    MANUAL_DOWNLOAD_INSTRUCTIONS = KNOWN["oxford5k"].download
+
+
+class Paris6k(RetrievalBuilder):
+    """Paris6k, 6392 photos and 55 queries."""
+
+    DATASET = "paris6k"
+    MANUAL_DOWNLOAD_INSTRUCTIONS = KNOWN["paris6k"].download
+
+
+class Roxford5k(RetrievalBuilder):
+    """Revisited Oxford, 4993 photos and 70 queries."""
+
+    DATASET = "roxford5k"
+    MANUAL_DOWNLOAD_INSTRUCTIONS = KNOWN["roxford5k"].download
+
+
+class Rparis6k(RetrievalBuilder):
+    """Revisited Paris, 6322 photos and 70 queries."""
+
+    DATASET = "rparis6k"
+    MANUAL_DOWNLOAD_INSTRUCTIONS = KNOWN["rparis6k"].download
+
+
+class Oxford105k(RetrievalBuilder):
+    """Oxford5k among 100,071 distractors."""
+
+    DATASET = "oxford105k"
+    MANUAL_DOWNLOAD_INSTRUCTIONS = KNOWN["oxford105k"].download
+
+
+class Paris106k(RetrievalBuilder):
+    """Paris6k among 100,071 distractors."""
+
+    DATASET = "paris106k"
+    MANUAL_DOWNLOAD_INSTRUCTIONS = KNOWN["paris106k"].download
+
+
+class Roxford5k1m(RetrievalBuilder):
+    """Revisited Oxford among a million distractors."""
+
+    name = "roxford5k_1m"
+    DATASET = "roxford5k+1m"
+    MANUAL_DOWNLOAD_INSTRUCTIONS = KNOWN["roxford5k+1m"].download
+
+
+class Rparis6k1m(RetrievalBuilder):
+    """Revisited Paris among a million distractors."""
+
+    name = "rparis6k_1m"
+    DATASET = "rparis6k+1m"
+    MANUAL_DOWNLOAD_INSTRUCTIONS = KNOWN["rparis6k+1m"].download
+
+
+class Holidays(RetrievalBuilder):
+    """INRIA Holidays, 1491 photos of which 500 are queries."""
+
+    DATASET = "holidays"
+    MANUAL_DOWNLOAD_INSTRUCTIONS = KNOWN["holidays"].download
+
+
+class Instre(RetrievalBuilder):
+    """INSTRE, 27293 photos and 1250 queries."""
+
+    DATASET = "instre"
+    MANUAL_DOWNLOAD_INSTRUCTIONS = KNOWN["instre"].download
+
+
+class ImageFolder(RetrievalBuilder):
+    """Photos of one's own, with ``ground_truth.json`` or ``ground_truth.csv`` or without.
+
+    What is prepared is kept for each folder apart, by its path.
+    """
+
+    DATASET = "image_folder"
+    MANUAL_DOWNLOAD_INSTRUCTIONS = "Put photos there, and ground_truth.json or ground_truth.csv."
+
+    def __init__(
+        self,
+        *,
+        folder: FileName | None = None,
+        counts: Counts | None = None,
+        file_format: Any = "array_record",
+        data_dir: Any = None,
+        config: Any = None,
+        version: Any = None,
+    ) -> None:
+        """Name the folder of the photos, as for all builders; `counts` is not looked at."""
+        if config is None and folder is not None:
+            path = os.path.abspath(Path(folder).expanduser())
+            known_by = hashlib.sha256(os.fsencode(path)).hexdigest()[:12]
+            config = tfds.core.BuilderConfig(name=f"folder_{known_by}", description=path)
+        super().__init__(
+            folder=folder,
+            counts=counts,
+            file_format=file_format,
+            data_dir=data_dir,
+            config=config,
+            version=version,
+        )
+
+
+class _Stored(NamedTuple):
+    """How a photo is stored: as the file is, or as PNG."""
+
+    as_is: bool
+
+
+def _check(paths: Sequence[str]) -> list[_Stored | str]:
+    """Decode every photo; say for each how to store it, or why it is left out."""
+    states: list[_Stored | str] = []
+    with ThreadPoolExecutor() as threads:
+        for start in range(0, len(paths), _AT_ONCE):
+            states += threads.map(_state, paths[start : start + _AT_ONCE])
+    return states
+
+
+def _state(path: str) -> _Stored | str:
+    try:
+        pixels = load_image(path).pixels
+        data = Path(path).read_bytes()
+    except OSError as error:  # an ImageError is one, and names the file
+        return str(error)
+    try:
+        plain = tfds.features.Image(shape=(None, None, 3)).decode_example_np_with_pil(data, 3)
+    except (OSError, ValueError, TypeError, SyntaxError):  # not for everyone's decoder
+        return _Stored(False)
+    return _Stored(np.array_equal(plain, pixels))
+
+
+def _encoded(path: str, state: _Stored) -> bytes:
+    return Path(path).read_bytes() if state.as_is else encode_png(load_image(path).pixels)
+
+
+def _photos(
+    truth: GroundTruth, states: Sequence[_Stored | str], root: str
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    position = 0
+    for path, state in zip(truth.paths, states, strict=True):
+        if isinstance(state, _Stored):
+            yield position, _example(path, state, position, root)
+            position += 1
+
+
+def _queries(
+    truth: GroundTruth,
+    photos: Sequence[_Stored | str],
+    asked: Sequence[_Stored | str],
+    root: str,
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    kept = np.asarray([isinstance(state, _Stored) for state in photos], np.int64)
+    # Position of each photo that is kept, -1 of the others.
+    positions = np.where(kept == 1, np.cumsum(kept) - 1, -1)
+    position = 0
+    for query, state in zip(truth.queries, asked, strict=True):
+        if isinstance(state, _Stored):
+            example = _example(query.path, state, position, root)
+            yield position, example | _answers(query, positions)
+            position += 1
+
+
+def _example(path: str, state: _Stored, position: int, root: str) -> dict[str, Any]:
+    return {
+        "image": _encoded(path, state),
+        "filename": Path(os.path.relpath(path, root)).as_posix(),
+        "index": position,
+        "name": "",
+        "box": np.asarray((0, 0, *read_size(path)), np.int32),
+        "positives": np.zeros(0, np.int64),
+        "hard": np.zeros(0, np.int64),
+        "junk": np.zeros(0, np.int64),
+        "boxes": np.zeros((0, 4), np.int32),
+        "boxed": np.zeros(0, np.int64),
+    }
+
+
+def _answers(query: Query, positions: np.ndarray) -> dict[str, Any]:
+    def kept(numbers: np.ndarray) -> np.ndarray:
+        found: np.ndarray = positions[numbers]
+        return found[found >= 0]
+
+    boxes = {number: box for number, box in query.boxes.items() if positions[number] >= 0}
+    answers: dict[str, Any] = {
+        "name": query.name,
+        "positives": kept(query.positives),
+        "hard": kept(query.hard),
+        "junk": kept(query.junk),
+        "boxes": np.asarray(list(boxes.values()), np.int32).reshape(-1, 4),
+        "boxed": positions[np.asarray(list(boxes), np.int64)],
+    }
+    if query.box_px is not None:
+        answers["box"] = np.asarray(query.box_px, np.int32)
+    return answers
