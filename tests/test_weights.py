@@ -876,6 +876,8 @@ def test_header_holds_the_facts(tmp_path):
             }
         ),
         "activation_scale": "0.3",
+        "gem_p": "3.0",
+        "thresholds": "{}",
         **FACTS,
         "made_by": "me",
         "source_sha256": "ab",
@@ -1113,8 +1115,9 @@ def test_no_connection(published, tmp_path):
 def test_what_cannot_be_fetched(monkeypatch):
     with pytest.raises(ValueError, match="ships with rmacjax"):
         fetch("default")
-    with pytest.raises(ValueError, match="rmacjax weights convert"):
-        fetch("alexnet-caffe")
+    for name in ("alexnet-caffe", "alexnet-2012", "resnet50-caffe"):
+        with pytest.raises(ValueError, match="rmacjax weights convert"):
+            fetch(name)
     with pytest.raises(ValueError, match="no network 'vgg19' can be fetched; there are vgg16,"):
         fetch("vgg19")
     monkeypatch.setitem(__import__("sys").modules, "h5py", None)

@@ -688,7 +688,10 @@ def test_learned_whitenings(file, scales):
     plain = convert_file(file)
     assert plain.params.whitening is None
     assert plain.learned == ("retrieval-SfM-120k", "retrieval-SfM-30k")
-    assert describe_file(file)["learned whitenings"] == list(plain.learned)
+    shown = describe_file(file)
+    assert shown["learned whitenings"] == list(plain.learned)
+    assert shown["settings"] == {"pool": "gem"}
+    assert shown["convention"]["mean"] == [0.4, 0.5, 0.6]
     found = convert_file(file, learned_whitening="retrieval-SfM-120k", scales=scales)
     theirs = saved["meta"]["Lw"]["retrieval-SfM-120k"][{"single": "ss", "multi": "ms"}[scales]]
     x = np.random.default_rng(0).standard_normal((5, 256))
