@@ -16,6 +16,7 @@ import zipfile
 import h5py
 import jax
 import jax.numpy as jnp
+import matlab_writer
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -23,6 +24,7 @@ import safetensors.torch
 import scipy.io
 import torch
 import torch_networks
+from caffe_writer import caffemodel
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -593,8 +595,11 @@ def test_matconvnet_in_another_order(file):
     layers = cells({"type": "normalize", "name": "norm1"}, {"type": "pool", "name": "pool1"})
     meta = {"normalization": {"averageImage": np.ones((1, 1, 3))}}
     savemat(file, {"layers": layers, "meta": meta})
-    with pytest.raises(ValueError, match="normalizes before it pools"):
-        convert(file)
+    with open_tensors(file) as opened:
+        assert opened.normalizes_first
+    savemat(file, {"layers": cells(*layers[0, ::-1]), "meta": meta})
+    with open_tensors(file) as opened:
+        assert not opened.normalizes_first
     savemat(file, {"other": np.ones(3)})
     with pytest.raises(ValueError, match="no network of MatConvNet"):
         convert(file)
@@ -678,14 +683,29 @@ def write_small(path, kind):
         case "h5":
             with h5py.File(path, "w") as opened:
                 opened["block1_conv1/block1_conv1/kernel:0"] = tensors["a.weight"]
+        case "mat of 7.3":
+            layer = {"type": "conv", "name": "a", "weights": [tensors["a.weight"], np.ones((1, 3))]}
+            facts = {"normalization": {"averageImage": np.ones((1, 1, 3))}}
+            rows = ({"name": "b", "value": np.ones(3)}, {"name": "", "value": np.zeros((0, 3))})
+            matlab_writer.write(path, {"layers": [layer], "meta": facts, "params": rows})
+        case "caffe" | "older caffe":
+            blobs = [tensors["a.weight"], np.ones(3, np.float32)]
+            path.write_bytes(
+                caffemodel(
+                    [("a", "Convolution", blobs), ("b", "Pooling", [])], v1=kind == "older caffe"
+                )
+            )
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # pickletools, of odd strings
 @given(data=st.data())
-@pytest.mark.parametrize("kind", ["zip", "legacy", "safetensors", "npz", "mat", "h5"])
+@pytest.mark.parametrize(
+    "kind",
+    ["zip", "legacy", "safetensors", "npz", "mat", "h5", "mat of 7.3", "caffe", "older caffe"],
+)
 @settings(max_examples=25)
 def test_any_damage_is_an_error_in_words(tmp_path_factory, kind, data):
-    path = tmp_path_factory.getbasetemp() / f"damaged-{kind}"
+    path = tmp_path_factory.getbasetemp() / f"damaged-{kind.replace(' ', '-')}"
     write_small(path, kind)
     content = bytearray(path.read_bytes())
     for _ in range(data.draw(st.integers(1, 3))):
@@ -715,9 +735,10 @@ def test_all_that_does_not_fit_is_named(file):
         convert(file)
 
 
-def test_unknown_networks(shared):
-    with pytest.raises(ValueError, match=r"holds none of vgg16, .*names are conv1.bias"):
-        convert(shared / "weights" / "resnet18_layer1to3_bnfolded.npz")
+def test_unknown_networks(file):
+    safetensors.numpy.save_file({"stem.conv.weight": np.ones((3, 3), np.float32)}, file)
+    with pytest.raises(ValueError, match=r"holds none of vgg16, .*names are stem.conv.weight"):
+        convert(file)
 
 
 def test_part_of_vgg16(shared):
@@ -855,6 +876,8 @@ def test_header_holds_the_facts(tmp_path):
             }
         ),
         "activation_scale": "0.3",
+        "gem_p": "3.0",
+        "thresholds": "{}",
         **FACTS,
         "made_by": "me",
         "source_sha256": "ab",
@@ -1092,8 +1115,9 @@ def test_no_connection(published, tmp_path):
 def test_what_cannot_be_fetched(monkeypatch):
     with pytest.raises(ValueError, match="ships with rmacjax"):
         fetch("default")
-    with pytest.raises(ValueError, match="rmacjax weights convert"):
-        fetch("alexnet-caffe")
+    for name in ("alexnet-caffe", "alexnet-2012", "resnet50-caffe"):
+        with pytest.raises(ValueError, match="rmacjax weights convert"):
+            fetch(name)
     with pytest.raises(ValueError, match="no network 'vgg19' can be fetched; there are vgg16,"):
         fetch("vgg19")
     monkeypatch.setitem(__import__("sys").modules, "h5py", None)
@@ -1102,7 +1126,9 @@ def test_what_cannot_be_fetched(monkeypatch):
 
 
 def test_the_manifest():
-    assert set(manifest.PUBLISHED) == {"vgg16", "vgg16-torchvision", "alexnet", "squeezenet1_1"}
+    resnets = {"resnet18", "resnet34", "resnet50", "resnet101"}
+    others = {"vgg16", "vgg16-torchvision", "alexnet", "squeezenet1_1"}
+    assert set(manifest.PUBLISHED) == resnets | others
     for name, published in manifest.PUBLISHED.items():
         algorithm, _, digits = published.checksum.partition(":")
         assert all(url.startswith("https://") for url in published.urls)

@@ -53,7 +53,8 @@ def fetch(
 
     Args:
         name: "vgg16" (Keras' file of the original, 59 MB), "vgg16-torchvision" (553 MB), "alexnet"
-            (244 MB) or "squeezenet1_1" (5 MB).
+            (244 MB), "squeezenet1_1" (5 MB), "resnet18" (47 MB), "resnet34" (87 MB), "resnet50"
+            (103 MB) or "resnet101" (179 MB).
         folder: where to keep it; None: where `rmacjax.load` looks for names.
         url: where to get it instead; the makers' checksum stays in force.
         progress: told the bytes done and the bytes in all (0 where unknown) from time to time.
@@ -92,7 +93,7 @@ def fetch(
 def _cannot_fetch(name: str) -> str:
     if name == PACKAGED:
         return f"{name} ships with rmacjax and needs no fetching"
-    if name == CONVERTED_ONLY:
+    if name in CONVERTED_ONLY:
         return (
             f"nobody publishes {name} in a form to fetch: convert a file of it with "
             "`rmacjax weights convert`"

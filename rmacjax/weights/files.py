@@ -39,7 +39,12 @@ from rmacjax.weights.conversion import as_float32, convert, file_sha256, recogni
 from rmacjax.weights.formats import Opened, open_tensors
 from rmacjax.weights.manifest import NAMES, find_named
 from rmacjax.weights.pickles import Stored
-from rmacjax.weights.retrieval import is_retrieval, learned_names, stated_convention
+from rmacjax.weights.retrieval import (
+    is_retrieval,
+    learned_names,
+    stated_convention,
+    stated_settings,
+)
 from rmacjax.whitening import Whitening
 
 FORMAT = "rmacjax-weights"
@@ -128,9 +133,10 @@ def load(
 
     Args:
         name_or_path: "default" (the network that ships), a name that was fetched or converted
-            before ("vgg16", "vgg16-torchvision", "alexnet", "alexnet-caffe", "squeezenet1_1",
-            "resnet18", "resnet34", "resnet50", "resnet101"), or a file: one of ours, or another
-            program's, which is then converted in memory.
+            before ("vgg16", "vgg16-torchvision", "alexnet", "alexnet-caffe", "alexnet-2012",
+            "squeezenet1_1", "resnet18", "resnet34", "resnet50", "resnet101", "resnet50-caffe",
+            "resnet101-caffe"), or a file: one of ours, or another program's, which is then
+            converted in memory.
         last_pool: whether maps are taken after the last max-pool (the paper) or before it (twice
             the resolution); None: as the file says.
         dtype: type of the convolutions; weights and maps are float32.
@@ -220,8 +226,14 @@ def describe_file(name_or_path: str | Path) -> dict[str, object]:
         tensors = opened.tensors
         if not _is_own(opened):
             scheme, _, ignored = recognise(tensors, path, normalizes_first=opened.normalizes_first)
-            retrieval = is_retrieval(opened.notes)
-            stated = stated_convention(opened.notes) if retrieval else None
+            told: dict[str, object] = {}
+            stated = None
+            if is_retrieval(opened.notes):
+                stated = stated_convention(opened.notes)
+                told = {
+                    "settings": stated_settings(opened.notes, path),
+                    "learned whitenings": list(learned_names(opened.notes)),
+                }
             return {
                 "file": str(path),
                 "bytes": path.stat().st_size,
@@ -231,7 +243,7 @@ def describe_file(name_or_path: str | Path) -> dict[str, object]:
                 "convention": _plain(opened.convention or stated or scheme.convention),
                 "tensors": len(tensors),
                 "ignored": list(ignored),
-                **({"learned whitenings": list(learned_names(opened.notes))} if retrieval else {}),
+                **told,
             }
         params = _read_own(opened, path)
         facts = opened.metadata

@@ -9,7 +9,7 @@ import pooch
 
 FOLDER_VARIABLE = "RMACJAX_WEIGHTS"
 PACKAGED = "default"
-CONVERTED_ONLY = "alexnet-caffe"
+CONVERTED_ONLY = ("alexnet-caffe", "alexnet-2012", "resnet50-caffe", "resnet101-caffe")
 
 
 class Published(NamedTuple):
@@ -90,7 +90,7 @@ PUBLISHED = MappingProxyType(
     }
 )
 
-NAMES = (PACKAGED, *PUBLISHED, CONVERTED_ONLY)
+NAMES = (PACKAGED, *PUBLISHED, *CONVERTED_ONLY)
 
 
 def weights_folder() -> Path:
@@ -125,7 +125,7 @@ def find_named(name: str) -> Path:
     path = weights_folder() / f"{name}.safetensors"
     if path.is_file():
         return path
-    if name == CONVERTED_ONLY:
+    if name in CONVERTED_ONLY:
         raise FileNotFoundError(
             f"there is no {path}; nobody publishes {name} in a form to fetch: convert a file of it "
             f"with `rmacjax weights convert SOURCE {path}`"

@@ -68,6 +68,22 @@ def stated_convention(notes: Mapping[str, object]) -> InputConvention | None:
     return InputConvention("RGB", 1 / 255, (m1, m2, m3), (s1, s2, s3))
 
 
+def stated_settings(notes: Mapping[str, object], path: Path) -> dict[str, object]:
+    """How the network wants to be used, by names of `rmacjax.Settings`.
+
+    Raises:
+        ValueError: if it pools in a way that cannot be had here.
+    """
+    regional, theirs = bool(notes.get("regional")), str(notes["pooling"])
+    pool = _POOLS.get(theirs, ("", ""))[regional]
+    if not pool:
+        kind = f"regional {theirs}" if regional else theirs
+        raise ValueError(f"{path} pools by {kind}; known are {', '.join(_POOLS)}")
+    # Where there are regions, the whole map is one of them.
+    whole: dict[str, object] = {"levels": 3, "with_global": True}
+    return {"pool": pool} | (whole if pool in ("rmac", "rgem") else {})
+
+
 def learned_names(notes: Mapping[str, object]) -> tuple[str, ...]:
     """Names of the whitenings that were learned afterwards."""
     learned = notes.get("Lw")
@@ -102,14 +118,8 @@ def read_retrieval(
             f"{path} whitens every cell of its maps before it pools (local whitening), which is "
             "not supported; take a checkpoint without it"
         )
-    regional, theirs = bool(notes.get("regional")), str(notes["pooling"])
-    pool = _POOLS.get(theirs, ("", ""))[regional]
-    if not pool:
-        kind = f"regional {theirs}" if regional else theirs
-        raise ValueError(f"{path} pools by {kind}; known are {', '.join(_POOLS)}")
-    settings: dict[str, object] = {"pool": pool}
-    if pool in ("rmac", "rgem"):
-        settings |= {"levels": 3, "with_global": True}
+    settings = stated_settings(notes, path)
+    pool = str(settings["pool"])
     used = [name for name in ("pool.p", "pool.rpool.p") if name in tensors]
     gem_p = _exponent(tensors[used[0]], used[0], path) if used and "gem" in pool else None
     layers = [name for name in ("whiten", "pool.whiten") if f"{name}.weight" in tensors]
