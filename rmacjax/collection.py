@@ -9,42 +9,32 @@ settings it was made with, so a query is always described like the photos it is 
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
-from typing import Literal, NamedTuple, get_args, overload
-
-import numpy as np
-from jaxtyping import Array, Float, Int
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
+from typing import Literal, NamedTuple, get_args
 
 from rmacjax.descriptors import Params, Settings, fingerprint
 from rmacjax.extraction import DEFAULTS, Extracted, Failed, Source, extract
+from rmacjax.galleries import StoredGallery
 from rmacjax.preprocessing import find_images
-from rmacjax.retrieval import (
-    Depth,
-    FirstStage,
-    Retrieved,
-    boxes_in_pixels,
-    describe_query,
-    retrieve,
-)
-from rmacjax.search import best_scores, pad_rows
-from rmacjax.storage import PackedLevels, Snapshot, StoredImage, Table
+from rmacjax.results import Box, Hit, Lines, MinScore, SearchResult, hits_of
+from rmacjax.retrieval import Depth, FirstStage, describe_query, retrieve, score_kind
+from rmacjax.storage import StoredImage, Table
 from rmacjax.weights import load
+
+__all__ = ["AddReport", "Collection", "Hit", "SearchResult"]
 
 COMMIT_IMAGES = 256
 """Images per commit."""
 
-COMMIT_SECONDS = 20.0
-"""A commit is made at least this often, so that little is lost when adding is interrupted."""
+COMMIT_SECONDS = 2.0, 20.0
+"""How long what was described waits for its commit, at first and at most, so that little is lost
+when adding is killed. The wait doubles with each commit, so that long runs make few."""
 
 COMPACT_FRAGMENTS = 16
 """Commits after which the table is put together, so that reading stays fast."""
 
-REGION_BYTES = 256 << 20
-"""Region vectors that take no more than this stay in memory for the next search."""
-
 Progress = Callable[[int, int], None]
-Box = tuple[int, int, int, int]
 
 
 class AddReport(NamedTuple):
@@ -65,115 +55,6 @@ class AddReport(NamedTuple):
     seconds: float
 
 
-class Hit(NamedTuple):
-    """One photo found.
-
-    Attributes:
-        path: the photo, which is also its id in the collection.
-        score: what it is ranked by: after expansion, after re-ranking, or the filter's.
-        box_px: where the object is, (top, left, bottom, right) in pixels of the original after
-            EXIF orientation; None where the photo was not localised.
-        boxes_px: all boxes where several instances were asked for, best first.
-        filter_score: the first stage's: cosine of the query's descriptor with the whole photo's, or
-            the mean, over the query's regions, of the largest with any of the photo's.
-        box_score: cosine of localization, None where the photo was not localised.
-        height_px: height of the original.
-        width_px: width of the original.
-    """
-
-    path: str
-    score: float
-    box_px: Box | None
-    boxes_px: list[Box]
-    filter_score: float
-    box_score: float | None
-    height_px: int
-    width_px: int
-
-
-@dataclass(frozen=True)
-class SearchResult(Sequence[Hit]):
-    """The hits of one search, best first, with what was asked and how long it took.
-
-    Attributes:
-        hits: best first.
-        query_path: the query's file, or None for an array.
-        query_box_px: the outlined box in the query image.
-        query_size_px: height and width of the query image.
-        searched: number of photos in the collection.
-        timings: seconds per stage.
-    """
-
-    hits: list[Hit]
-    query_path: str | None
-    query_box_px: Box
-    query_size_px: tuple[int, int]
-    searched: int
-    timings: dict[str, float]
-
-    def __len__(self) -> int:
-        return len(self.hits)
-
-    @overload
-    def __getitem__(self, index: int) -> Hit: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[Hit]: ...
-
-    def __getitem__(self, index: int | slice) -> Hit | list[Hit]:
-        return self.hits[index]
-
-
-_Regions = tuple[Int[np.ndarray, " k"], Int[np.ndarray, " k"], Float[Array, "r d"]]
-
-
-class _StoredGallery:
-    """One version of a table, as retrieval wants to see it."""
-
-    def __init__(self, table: Table, snapshot: Snapshot) -> None:
-        self._table = table
-        self.snapshot = snapshot
-        self._descriptors = pad_rows(snapshot.descriptors)
-        self._regions: list[_Regions] | None = None
-        self._regions_fit = True
-
-    @property
-    def descriptors(self) -> Float[Array | np.ndarray, "n d"]:
-        return self._descriptors
-
-    @property
-    def map_sizes(self) -> Int[np.ndarray, "n 2"]:
-        return self.snapshot.map_sizes
-
-    def read_levels(self, indices: Sequence[int]) -> list[PackedLevels]:
-        return self._table.read_packed(self.snapshot, indices)
-
-    def region_scores(self, regions: Float[np.ndarray, "r d"]) -> Float[np.ndarray, " n"]:
-        scores = np.empty(len(self.snapshot.paths), np.float32)
-        for indices, counts, vectors in self._read_regions():
-            scores[indices] = best_scores(regions, vectors, counts)
-        return scores
-
-    def _read_regions(self) -> Iterator[_Regions]:
-        """The region vectors, some hundred photos at a time; from memory where they fit in."""
-        if self._regions is not None:
-            yield from self._regions
-            return
-        kept: list[_Regions] = []
-        size = 0
-        for indices, counts, stored in self._table.read_regions(self.snapshot):
-            vectors = pad_rows(stored)
-            size += vectors.nbytes
-            if size > REGION_BYTES:
-                self._regions_fit = False
-                kept.clear()
-            if self._regions_fit:
-                kept.append((indices, counts, vectors))
-            yield indices, counts, vectors
-        if self._regions_fit:
-            self._regions = kept
-
-
 class Collection:
     """Described photos on disk. Make one with `create`, come back with `open`.
 
@@ -188,7 +69,7 @@ class Collection:
         self._table = table
         self.params = params
         self.settings = settings
-        self._gallery: _StoredGallery | None = None
+        self._gallery: StoredGallery | None = None
 
     @classmethod
     def create(
@@ -289,13 +170,18 @@ class Collection:
         """What was set right on opening after a power cut, a sentence each."""
         return self._table.recovered
 
-    def gallery(self) -> _StoredGallery:
-        """A consistent view for `rmacjax.retrieval`, untouched by what is added meanwhile."""
+    def gallery(self, *, augment: int = 0) -> StoredGallery:
+        """A consistent view for `rmacjax.retrieval`, untouched by what is added meanwhile.
+
+        Args:
+            augment: how many nearest photos join each photo's descriptor, see
+                `rmacjax.augmentation.augment`; computed once and kept in memory.
+        """
         self._table.refresh()
         snapshot = self._table.snapshot()
         if self._gallery is None or self._gallery.snapshot is not snapshot:
-            self._gallery = _StoredGallery(self._table, snapshot)
-        return self._gallery
+            self._gallery = StoredGallery(self._table, snapshot)
+        return self._gallery.augmented(augment)
 
     def add(
         self,
@@ -338,7 +224,8 @@ class Collection:
                 signatures.append(signature)
         stored: list[str] = []
         waiting: list[StoredImage] = []
-        committed = time.monotonic()
+        since = 0.0
+        pause, longest = COMMIT_SECONDS
         done = 0
         try:
             for item in extract(
@@ -348,11 +235,12 @@ class Collection:
                 if isinstance(item, Failed):
                     skipped.append((pending[item.index], str(item.error)))
                 else:
+                    since = since if waiting else time.monotonic()
                     waiting.append(_row(pending[item.index], signatures[item.index], item))
-                late = time.monotonic() - committed > COMMIT_SECONDS
-                if waiting and (late or len(waiting) >= COMMIT_IMAGES):
+                late = bool(waiting) and time.monotonic() - since > pause
+                if late or len(waiting) >= COMMIT_IMAGES:
                     self._commit(waiting, stored)
-                    committed = time.monotonic()
+                    pause = min(2 * pause, longest)
                 if progress is not None:
                     progress(done, len(pending))
         finally:
@@ -396,6 +284,9 @@ class Collection:
         alpha: float | None = None,
         fusion: float = 0.0,
         first_stage: FirstStage = "descriptor",
+        expand_alpha: float | None = None,
+        augment: int = 0,
+        min_score: MinScore | None = None,
     ) -> SearchResult:
         """Find the photos that show the outlined object, and where it is in each.
 
@@ -405,18 +296,31 @@ class Collection:
             top: how many hits to return.
             rerank: how many of the best are localised and re-ranked; 0 for none, "all" for the
                 whole collection, whatever the filter thinks of it.
-            expand: how many of the best boxes join the query; 0 for none.
+            expand: how many of the best boxes join the query; 0 for none. Without re-ranking there
+                are no boxes, and nothing joins.
             instances: boxes per photo.
             alpha: exponent of the paper's generalized mean for localization; None for exact maxima.
             fusion: share (0..1) of the whole photo's descriptor in the re-ranking score; 0 scores
                 the box alone, as published.
             first_stage: what the filter compares: "descriptor", one vector per photo as published,
                 or "regions", each of the query's regions with the photo's one most like it, where
-                the collection was made with ``regions=True``.
+                the collection was made with ``regions=True``; or "diffusion", by similarity handed
+                on from neighbour to neighbour, where views differ. The neighbours of all photos are
+                looked for once for each `Collection` that is open, which takes time that grows with
+                the square of their number, and kept in memory.
+            expand_alpha: None counts the boxes that join the query alike, as published; a number
+                weighs each by its cosine with the query to this power (3 is usual), so that wrong
+                ones do less harm.
+            augment: how many nearest photos join each photo's descriptor before the search
+                (database-side augmentation); 0 for none. It is computed as the neighbours are.
+            min_score: hits whose score is less are left out, so there may be none: "not found" is
+                an answer. "auto" takes what was learned with the network for scores of this kind,
+                by default nothing is left out and each hit says whether it counts as `Hit.found`.
+                Photos beyond those that were re-ranked are judged by the first stage's threshold.
 
         Raises:
-            ValueError: where a number is out of range, the box is no box of the image, or the
-                collection has no region vectors to start with.
+            ValueError: where a number is out of range, the box is no box of the image, the
+                collection has no region vectors to start with, or no threshold was learned.
             OSError: where the query cannot be read.
         """
         if isinstance(rerank, str) and rerank != "all":
@@ -426,6 +330,7 @@ class Collection:
             ("rerank", 0 if rerank == "all" else rerank, 0),
             ("expand", expand, 0),
             ("instances", instances, 1),
+            ("augment", augment, 0),
         ):
             if value < least:
                 raise ValueError(f"{name} must be at least {least}, not {value}")
@@ -434,10 +339,27 @@ class Collection:
         if first_stage not in get_args(FirstStage):
             known = " or ".join(f'"{name}"' for name in get_args(FirstStage))
             raise ValueError(f"first_stage is {known}, not {first_stage!r}")
+        if expand_alpha is not None and not expand_alpha >= 0:
+            raise ValueError(f"expand_alpha is an exponent of at least 0, not {expand_alpha}")
+        if augment and first_stage == "regions" and not fusion:
+            raise ValueError(
+                "augment changes the photos' descriptors, which a search by regions does not "
+                "compare: leave it out, or take another first stage"
+            )
+        first_kind = score_kind(rerank=0, first_stage=first_stage, augment=augment)
+        kind = score_kind(
+            rerank=rerank,
+            expand=expand,
+            fusion=fusion,
+            first_stage=first_stage,
+            expand_alpha=expand_alpha,
+            augment=augment,
+        )
+        lines = Lines.of(self.params, kind, first_kind, min_score)
         start = time.perf_counter()
         query = describe_query(self.params, image, box_px, settings=self.settings)
         described = time.perf_counter() - start
-        gallery = self.gallery()
+        gallery = self.gallery(augment=augment)
         opened = time.perf_counter() - start - described
         retrieved = retrieve(
             query,
@@ -451,14 +373,20 @@ class Collection:
             alpha=alpha,
             fusion=fusion,
             first_stage=first_stage,
+            expand_alpha=expand_alpha,
         )
+        hits = list(hits_of(retrieved, gallery.snapshot, top, lines))
         return SearchResult(
-            hits=list(_hits(retrieved, gallery.snapshot, top)),
+            hits=[hit for hit in hits if lines.wanted(hit)],
             query_path=None if hasattr(image, "ndim") else os.fspath(image),
             query_box_px=query.box_px,
             query_size_px=(query.height_px, query.width_px),
             searched=len(gallery.snapshot.paths),
             timings={"describe": described, "open": opened} | retrieved.seconds,
+            scored_by=kind,
+            threshold=lines.learned,
+            min_score=lines.learned if isinstance(min_score, str) else min_score,
+            best_score=hits[0].score if hits else None,
         )
 
 
@@ -473,25 +401,3 @@ def _row(path: str, signature: tuple[int, int], item: Extracted) -> StoredImage:
         levels=item.levels,
         regions=item.regions,
     )
-
-
-def _hits(retrieved: Retrieved, snapshot: Snapshot, top: int) -> Iterator[Hit]:
-    first = dict(
-        zip(retrieved.filtered.indices.tolist(), retrieved.filtered.scores.tolist(), strict=True)
-    )
-    ranking = zip(retrieved.ranking.indices[:top].tolist(), retrieved.ranking.scores, strict=False)
-    for index, score in ranking:
-        height, width = (int(side) for side in snapshot.sizes_px[index])
-        cells = snapshot.map_sizes[index].tolist()
-        boxes = boxes_in_pixels(retrieved, index, cells, (height, width))
-        cosines = retrieved.box_scores.get(index)
-        yield Hit(
-            path=snapshot.paths[index],
-            score=float(score),
-            box_px=boxes[0] if boxes else None,
-            boxes_px=boxes,
-            filter_score=first[index],
-            box_score=None if cosines is None else float(cosines[0]),
-            height_px=height,
-            width_px=width,
-        )

@@ -1,9 +1,9 @@
 """Retrieval: from an outlined object to ranked photos with boxes.
 
 One path, read downwards: the query's descriptor ranks everything (*filter*), or its regions do,
-part by part; the best thousand maps are read, AML finds the object in each, and the descriptor of
-what was found scores it (*re-rank*); the mean of the query and the best five boxes scores those
-thousand once more (*expand*).
+part by part, or its similarities as they spread from neighbour to neighbour; the best thousand maps
+are read, AML finds the object in each, and the descriptor of what was found scores it (*re-rank*);
+the mean of the query and the best five boxes scores those thousand once more (*expand*).
 
 Where the descriptors and maps lie is not decided here: anything with the few members of `Gallery`
 can be searched, a collection on disk and arrays in memory alike.
@@ -16,7 +16,7 @@ import os
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
@@ -28,13 +28,14 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Int32, UInt8
 
 from rmacjax.descriptors import REGIONAL, Params, Settings
-from rmacjax.expansion import average_expansion
+from rmacjax.diffusion import NeighbourGraph, diffuse
+from rmacjax.expansion import alpha_expansion, average_expansion
 from rmacjax.extraction import Failed, Image, Source, extract
 from rmacjax.localization import Localization
 from rmacjax.preprocessing import load_image
 from rmacjax.regions import boxes_to_px, check_box_px
 from rmacjax.reranking import box_regions, describe_boxes, localize_batch
-from rmacjax.search import top_k
+from rmacjax.search import all_scores, top_k
 from rmacjax.storage import PackedLevels
 from rmacjax.whitening import Whitening
 
@@ -44,14 +45,17 @@ MAP_SIDES = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64)
 Depth = int | Literal["all"]
 """How many of the best photos are re-ranked; "all" localises the query in every one."""
 
-FirstStage = Literal["descriptor", "regions"]
-"""What the filter compares: two descriptors, or the query's regions with those of an image."""
+FirstStage = Literal["descriptor", "regions", "diffusion"]
+"""What the filter compares: two descriptors, or the query's regions with those of an image; or how
+much of the descriptors' similarity reaches an image from neighbour to neighbour."""
+
+PUBLISHED_EXPANSION = 5
+"""Boxes that join the query, as published."""
 
 MAPS_PER_BATCH = {"cpu": 8, "gpu": 128, "tpu": 128}
 
 AT_ONCE = min(8, 1 + (os.cpu_count() or 1))
 """Batches in work at a time: one for each core, and one that is unpacked meanwhile."""
-
 
 OWN_SHAPE = 128
 """Maps that a padded shape needs for batches of its own."""
@@ -87,6 +91,9 @@ class Gallery(Protocol):
         Raises:
             ValueError: where the gallery has no region vectors.
         """
+
+    def graph(self) -> NeighbourGraph:
+        """The images' nearest neighbours, see `rmacjax.diffusion`; only diffusion asks for it."""
 
 
 class Query(NamedTuple):
@@ -229,6 +236,7 @@ def retrieve(
     alpha: float | None = None,
     fusion: float = 0.0,
     first_stage: FirstStage = "descriptor",
+    expand_alpha: float | None = None,
 ) -> Retrieved:
     """Rank a gallery for one query.
 
@@ -240,7 +248,8 @@ def retrieve(
         keep: how many images the filter keeps at least.
         rerank: how many of the best are localised and re-ranked; 0 for none, "all" for the whole
             gallery, whatever the filter thinks of it.
-        expand: how many of the best boxes join the query for the last scoring; 0 for none.
+        expand: how many of the best boxes join the query for the last scoring; 0 for none. Where
+            nothing is re-ranked there are no boxes, and nothing is expanded.
         instances: boxes per image.
         alpha: exponent of the paper's generalized mean for localization; None for exact maxima.
         fusion: share (0..1) of the whole image's descriptor in what is re-ranked; 0 scores the box
@@ -248,7 +257,11 @@ def retrieve(
             a filter by descriptors. Expansion takes the boxes' descriptors in any case.
         first_stage: what the filter ranks by: "descriptor", one vector per image as published, or
             "regions", each of the query's regions with the image's one most like it, where an
-            object that fills a small part of a photo is not drowned by the rest.
+            object that fills a small part of a photo is not drowned by the rest; or "diffusion",
+            by `rmacjax.diffusion.diffuse`, where views that are not alike are reached through
+            those between them.
+        expand_alpha: None counts all boxes that join the query alike, as published; a number weighs
+            each by its cosine with the query to this power.
 
     Raises:
         ValueError: where the first stage is "regions" and the gallery has no region vectors.
@@ -277,9 +290,66 @@ def retrieve(
     if expand > 0:
         with _timed(seconds, "expand"):
             order = np.argsort(-(fused @ query.descriptor), kind="stable")[:expand]
-            expanded = np.asarray(average_expansion(query.descriptor, vectors[order]))
+            expanded = _expanded(query.descriptor, vectors[order], expand_alpha)
             ranking = _reordered(filtered, fused, expanded)
     return Retrieved(ranking, filtered, reranked, boxes, box_scores, seconds)
+
+
+def score_kind(
+    *,
+    rerank: Depth = 1000,
+    expand: int = 5,
+    fusion: float = 0.0,
+    first_stage: FirstStage = "descriptor",
+    expand_alpha: float | None = None,
+    augment: int = 0,
+) -> str:
+    """Name what a search's scores are, so that only scores of one kind are compared.
+
+    Thresholds are learned and kept under these names: "filter", "rerank" and "expand" stand for
+    searches with all options as published; an option that changes the scores is part of the name.
+
+    Args:
+        rerank: as for `retrieve`; 0: the scores are the first stage's.
+        expand: as for `retrieve`.
+        fusion: as for `retrieve`.
+        first_stage: as for `retrieve`; it only counts where nothing is re-ranked.
+        expand_alpha: as for `retrieve`.
+        augment: how many neighbours joined each image's descriptor.
+
+    >>> score_kind(), score_kind(expand=0, fusion=0.5), score_kind(rerank=0)
+    ('expand', 'rerank fusion=0.5', 'filter')
+    """
+    if rerank == 0:
+        options: dict[str, object] = {
+            "first_stage": None if first_stage == "descriptor" else first_stage,
+            "augment": augment or None,
+        }
+        return _named("filter", options)
+    # Whole images count in what is re-ranked by fusion alone.
+    fused: dict[str, object] = (
+        {"fusion": f"{fusion:g}", "augment": augment or None} if fusion else {}
+    )
+    if expand == 0:
+        return _named("rerank", fused)
+    options = {
+        "expand": None if expand == PUBLISHED_EXPANSION else expand,
+        "expand_alpha": None if expand_alpha is None else f"{expand_alpha:g}",
+    }
+    return _named("expand", options | fused)
+
+
+def _named(stage: str, options: Mapping[str, object]) -> str:
+    named = [f"{name}={value}" for name, value in options.items() if value is not None]
+    return " ".join([stage, *named])
+
+
+def _expanded(
+    query: Float[np.ndarray, " d"], vectors: Float[np.ndarray, "k d"], alpha: float | None
+) -> Float[np.ndarray, " d"]:
+    if alpha is None:
+        return np.asarray(average_expansion(query, vectors))
+    return np.asarray(alpha_expansion(query, vectors, vectors @ query, alpha=alpha))
 
 
 def _filtered(query: Query, gallery: Gallery, count: int, first_stage: FirstStage) -> Stage:
@@ -289,6 +359,12 @@ def _filtered(query: Query, gallery: Gallery, count: int, first_stage: FirstStag
         best = np.argsort(-every, kind="stable")[:count]
         return Stage(best, every[best])
     size = len(gallery.map_sizes)
+    if first_stage == "diffusion":
+        near = np.asarray(all_scores(query.descriptor, gallery.descriptors, rows=size))
+        reached = diffuse(gallery.graph(), near)
+        # What nothing reaches is ranked by its own similarity.
+        best = np.lexsort((-near, -reached))[:count]
+        return Stage(best, reached[best].astype(np.float32))
     scores, indices = top_k(query.descriptor, gallery.descriptors, count, rows=size)
     return Stage(np.asarray(indices), np.asarray(scores))
 

@@ -171,10 +171,12 @@ def test_command_line_defaults_are_the_functions_defaults():
     def default(function, name):
         return inspect.signature(function).parameters[name].default
 
-    for name in ("top", "rerank", "expand", "instances", "fusion", "first_stage"):
+    both = ["top", "rerank", "expand", "instances", "fusion", "first_stage"]
+    for name in (*both, "expand_alpha", "augment", "min_score"):
         assert default(cli.function_of("search"), name) == default(Collection.search, name)
     for name in ("rerank", "expand", "fusion", "first_stage"):
         assert default(cli.function_of("evaluate"), name) == default(Collection.search, name)
+    for name in ("rerank", "expand", "fusion", "first_stage", "expand_alpha", "augment"):
         assert default(pictures.settings_in_words, name) == default(Collection.search, name)
     assert default(cli.function_of("whiten"), "shrinkage") == default(
         fit_pca_whitening, "shrinkage"
@@ -325,7 +327,10 @@ def test_search_prints_a_table(capsys, made):
     assert [line[0] for line in lines[1:]] == ["1", "2"]
     assert re.fullmatch(r"\d+ \d+ \d+ \d+", lines[1][2])
     assert "5 photos searched in" in err
-    without = run(capsys, "search", target, paths[0], "--top", 1, "--rerank", 0)[1]
+    _, without, said = run(capsys, "search", target, paths[0], "--top", 1, "--rerank", 0)
+    assert "Nothing was expanded" in said and "--rerank 0" in said
+    quiet = run(capsys, "search", target, paths[0], "--rerank", 0, "--expand", 0)[2]
+    assert "expanded" not in quiet + err
     assert without.splitlines()[1].split("\t") == ["1", "1.000", "-", str(paths[0])]
 
 
@@ -355,6 +360,11 @@ def test_search_writes_page_and_picture(capsys, made, tmp_path):
         (["--top", "0"], 2, "top"),
         (["--rerank", "-1"], 2, "rerank"),
         (["--rerank", "some"], 2, "rerank"),
+        (["--expand-alpha", "-1"], 2, "exponent"),
+        (["--augment", "-1"], 2, "augment"),
+        (["--augment", "2", "--first-stage", "regions"], 2, "another first stage"),
+        (["--min-score", "high"], 2, "min-score"),
+        (["--min-score", "auto"], 2, "evaluate --learn-threshold"),
         (["--fusion", "1.5"], 2, "0..1"),
         (["--html", "no/such/folder/page.html"], 1, "no/such/folder"),
         (["--json", "."], 1, "is a folder"),
@@ -365,6 +375,76 @@ def test_search_refuses(capsys, made, options, code, sentence):
     found, out, err = run(capsys, "search", target, paths[0], *options)
     assert (found, out) == (code, "")
     assert sentence in err and "Traceback" not in err
+
+
+def test_not_found_is_an_answer(capsys, made, tmp_path):
+    target, paths = made
+    words = ["search", target, paths[0], "--rerank", 0, "--expand", 0]
+    code, out, _ = run(capsys, *words, "--min-score", 1.5)
+    assert code == 0
+    assert out == "Not found: the best of 5 photos scores 1.000, and at least 1.500 is asked\n"
+    page, sheet = tmp_path / "p.html", tmp_path / "p.png"
+    code, out, _ = run(
+        capsys, *words, "--min-score", 1.5, "--json", "-", "--html", page, "--png", sheet
+    )
+    found = document(out)
+    assert code == 0 and found["hits"] == [] and page.exists() and sheet.exists()
+    assert (found["min_score"], found["threshold"]) == (1.5, None)
+    assert found["best_score"] == pytest.approx(1, abs=1e-3)
+    some = document(run(capsys, *words, "--min-score", 0.999, "--json", "-")[1])
+    assert [hit["path"] for hit in some["hits"]] == [str(paths[0])]
+    assert some["hits"][0]["found"] is None and some["scored_by"] == "filter"
+
+
+@pytest.fixture(scope="module")
+def judged(tmp_path_factory, weights) -> tuple[str, list[Path]]:
+    """A collection whose weights have learned where to draw the line between filter scores."""
+    from rmacjax.weights import load
+
+    root = tmp_path_factory.mktemp("judged")
+    params = load(weights)
+    network = replace(params.network, thresholds=(("filter", 0.9995), ("expand", 2.0)))
+    file = save(root / "w.safetensors", params._replace(network=network), origin="a", licence="b")
+    paths = fill(root / "photos", range(4))
+    assert main(["index", str(root / "photos"), str(root / "c"), "--weights", str(file)]) == 0
+    return str(root / "c"), paths
+
+
+def test_what_was_learned_marks_every_hit(capsys, judged):
+    target, paths = judged
+    words = ["search", target, paths[1], "--rerank", 0, "--expand", 0]
+    code, out, _ = run(capsys, *words)
+    lines = [line.split("\t") for line in out.splitlines()]
+    assert code == 0 and lines[0][3:] == ["found", "photo"]
+    assert [line[3] for line in lines[1:]] == ["yes", "no", "no", "no"]
+    found = document(run(capsys, *words, "--json", "-")[1])
+    assert [hit["found"] for hit in found["hits"]] == [True, False, False, False]
+    assert found["threshold"] == 0.9995 and found["min_score"] is None
+    only = document(run(capsys, *words, "--min-score", "auto", "--json", "-")[1])
+    assert only["hits"] == found["hits"][:1] and only["min_score"] == 0.9995
+    # Expanded scores have a line of their own, which nothing reaches; what is not re-ranked has the
+    # filter's.
+    code, out, err = run(capsys, "search", target, paths[1], "--rerank", 2)
+    assert code == 0 and "Not found: the best of 4 photos" in err
+    assert [line.split("\t")[3] for line in out.splitlines()[1:]] == ["no"] * 4
+    code, out, _ = run(capsys, "search", target, paths[1], "--min-score", "auto")
+    assert (code, out.startswith("Not found: ")) == (0, True)
+    # Scores of other kinds have none.
+    other = document(run(capsys, "search", target, paths[1], "--expand", 3, "--json", "-")[1])
+    assert {hit["found"] for hit in other["hits"]} == {None}
+    assert other["scored_by"] == "expand expand=3"
+    code, _, err = run(capsys, "search", target, paths[1], "--expand", 0, "--min-score", "auto")
+    assert code == 2 and 'kind "rerank" (only for "filter", "expand")' in err
+
+
+@pytest.mark.parametrize(
+    "options",
+    [["--first-stage", "diffusion"], ["--augment", 2], ["--expand-alpha", 3, "--expand", 4]],
+)
+def test_search_with_friends(capsys, made, options):
+    target, paths = made
+    found = document(run(capsys, "search", target, paths[3], *options, "--json", "-")[1])
+    assert len(found["hits"]) == 5 and found["hits"][0]["path"] == str(paths[3])
 
 
 @pytest.fixture(scope="module")
@@ -568,6 +648,56 @@ def test_weights_convert_and_show(capsys, tmp_path):
 
 # The rim.
 
+COMPILING = """
+import os, sys, warnings
+from rmacjax.cli.terminal import prepare
+warnings.simplefilter("error")
+prepare()
+import jax, numpy as np
+from jax._src import monitoring
+seen = []
+monitoring.register_event_listener(lambda event, **_: seen.append(event))
+x = jax.jit(lambda x: jax.lax.top_k(jax.numpy.sort(x @ x.T, axis=0), 5)[0].sum())(np.eye(64))
+print(float(x), sum(event.endswith("/cache_hits") for event in seen))
+"""
+
+
+def compiling(**environment) -> list[str]:
+    """What a fresh program says: the result, and how many programs were compiled before."""
+    kept = {k: v for k, v in os.environ.items() if k not in ("JAX_COMPILATION_CACHE_DIR", "HOME")}
+    kept |= {"XDG_CACHE_HOME": "", "PYTHONPATH": os.pathsep.join(sys.path)} | environment
+    command = [sys.executable, "-c", COMPILING]
+    done = subprocess.run(command, capture_output=True, text=True, env=kept)
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    return done.stdout.split()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="cache folders lie elsewhere")
+def test_what_was_compiled_is_kept_for_the_next_command(tmp_path):
+    home = str(tmp_path)
+    assert compiling(HOME=home)[1] == "0"
+    files = set((tmp_path / ".cache" / "rmacjax" / "compiled").iterdir())
+    assert files
+    assert int(compiling(HOME=home)[1]) >= 1
+    assert compiling(HOME=home, JAX_ENABLE_COMPILATION_CACHE="0")[1] == "0"
+    elsewhere = tmp_path / "elsewhere"
+    compiling(HOME=home, JAX_COMPILATION_CACHE_DIR=str(elsewhere))
+    assert any(elsewhere.iterdir())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="cache folders lie elsewhere")
+def test_without_a_place_for_it_nothing_is_kept_and_nothing_is_said(tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    answer = compiling(HOME=str(tmp_path / "file"))
+    assert answer[1] == "0"
+    # The folder can be listed, but what is to be written there cannot.
+    blocked = tmp_path / "home" / ".cache" / "rmacjax" / "compiled"
+    compiling(HOME=str(tmp_path / "home"))
+    for kept in blocked.iterdir():
+        kept.unlink()
+        kept.mkdir()
+    assert compiling(HOME=str(tmp_path / "home")) == answer
+
 
 def test_interrupted_says_what_is_kept(capsys, made, monkeypatch):
     from rmacjax.collection import Collection
@@ -609,10 +739,26 @@ def test_module_runs_as_the_program():
 
 
 @pytest.mark.skipif(os.name != "posix", reason="pipes close like this on POSIX")
-def test_closed_pipe_is_no_error():
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        ("index --help", 0),
+        ("--help", 0),
+        ("--version", 0),
+        ("index", 2),
+        ("search c q --rerankk 3", 2),
+        ("search c q --box 50 0 20 60", 2),
+        ("serch", 2),
+        ("remove no-such-collection a.jpg", 1),
+    ],
+)
+def test_a_closed_pipe_says_nothing_and_changes_no_exit_code(words, code):
+    """Both streams go where nobody reads any more, as in `rmacjax ... 2>&1 | true`."""
     program = (
-        "import os, sys; from rmacjax.cli import main; os.close(1); "
-        "r, w = os.pipe(); os.close(r); os.dup2(w, 1); sys.exit(main(['index', '--help']))"
+        "import os, sys; r, w = os.pipe(); os.close(r); kept = os.dup(2); os.dup2(w, 1); "
+        "os.dup2(w, 2); from rmacjax.cli import main; code = main(sys.argv[1:]); "
+        "os.write(kept, str(code).encode()); sys.exit(code)"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert "Traceback" not in done.stderr
+    command = [sys.executable, "-c", program, *words.split()]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (code, str(code))

@@ -4,13 +4,23 @@ import math
 
 import numpy as np
 import pytest
+from oracles import average_precision, mean
 
 from rmacjax import retrieval
 from rmacjax.backbones import TORCHVISION_CONVENTION, Network, initialize
 from rmacjax.descriptors import Params, Settings, fingerprint
+from rmacjax.diffusion import neighbour_graph
+from rmacjax.evaluation import mean_average_precision
 from rmacjax.preprocessing import encode_png
 from rmacjax.regions import rmac_regions
-from rmacjax.retrieval import Query, boxes_in_pixels, describe_query, map_side, retrieve
+from rmacjax.retrieval import (
+    Query,
+    boxes_in_pixels,
+    describe_query,
+    map_side,
+    retrieve,
+    score_kind,
+)
 from rmacjax.storage import PackedLevels, pack_levels
 from rmacjax.whitening import Whitening
 
@@ -32,6 +42,9 @@ class Arrays:
     def read_levels(self, indices):
         self.read += indices
         return [self.levels[i] for i in indices]
+
+    def graph(self):
+        return neighbour_graph(self.descriptors, neighbours=4)
 
     def region_scores(self, regions):
         if self.regions is None:
@@ -167,6 +180,123 @@ def test_every_stage_equals_the_transcription(world, alpha, rerank, fusion):
     assert found.ranking.indices.tolist() == order(expanded)
     scores = [float(fused[i] @ expanded) for i in order(expanded)]
     np.testing.assert_allclose(found.ranking.scores, scores, atol=1e-5)
+
+
+def slow_search(query, levels, descriptors, whitening, alpha, depth, expand):
+    """Sections 4 to 6: three rankings of all images, and the boxes of those that are re-ranked."""
+    first = sorted(range(len(levels)), key=lambda i: -float(descriptors[i] @ query.descriptor))
+    vectors, boxes = {}, {}
+    for i in first[:depth]:
+        box, _ = slow_aml(levels[i], query.mac.astype(np.float64), query.ratio, alpha)
+        boxes[i] = box
+        part = levels[i][box[0] : box[2], box[1] : box[3]]
+        vectors[i] = slow_rmac(part, whitening.mean, whitening.projection)
+
+    def order(vector):
+        return sorted(first[:depth], key=lambda i: -float(vectors[i] @ vector)) + first[depth:]
+
+    second = order(query.descriptor)
+    expanded = unit(np.mean([query.descriptor, *(vectors[i] for i in second[:expand])], axis=0))
+    return (first, second, order(expanded)), boxes
+
+
+@pytest.mark.parametrize("alpha", [10, None])
+def test_rankings_boxes_and_map_equal_the_transcription_end_to_end(world, alpha):
+    """Several queries, by the published exponent and by exact maxima, scored stage by stage."""
+    levels, whitening, descriptors, query = world
+    random = np.random.default_rng(5)
+    kinds = random.choice(3, size=(4, len(levels)), p=(0.3, 0.2, 0.5))
+    positives = [np.flatnonzero(own == 0) for own in kinds]
+    junk = [np.flatnonzero(own == 1) for own in kinds]
+    ours, theirs = [], []
+    for ratio in (0.5, 0.75, 1.0, 1.6):
+        descriptor = unit(random.standard_normal(DIMENSIONS)).astype(np.float32)
+        mac = unit(random.random(CHANNELS)).astype(np.float32)
+        asked = query._replace(descriptor=descriptor, mac=mac, ratio=ratio)
+        found = retrieve(
+            asked,
+            Arrays(descriptors, levels),
+            whitening=whitening,
+            settings=SETTINGS,
+            keep=len(levels),
+            rerank=12,
+            alpha=alpha,
+        )
+        rankings, boxes = slow_search(asked, levels, descriptors, whitening, alpha, 12, 5)
+        assert {i: found.boxes[i][0].tolist() for i in found.boxes} == boxes
+        ours.append([s.indices for s in (found.filtered, found.reranked, found.ranking)])
+        theirs.append(rankings)
+        for stage, ranking in zip(ours[-1], rankings, strict=True):
+            assert stage.tolist() == ranking
+    scores = []
+    for stage in range(3):
+        ranks = np.stack([rankings[stage] for rankings in ours], axis=1)
+        got = mean_average_precision(ranks, positives, junk)
+        wanted = [
+            average_precision(rankings[stage], set(p.tolist()), set(j.tolist()))
+            for rankings, p, j in zip(theirs, positives, junk, strict=True)
+        ]
+        np.testing.assert_allclose(got.per_query, wanted, rtol=0, atol=1e-9)
+        assert got.map == pytest.approx(mean(wanted), abs=1e-9)
+        scores.append(got.map)
+    assert len(set(scores)) == 3, "stages that rank alike compare nothing"
+
+
+@pytest.mark.parametrize("expand_alpha", [0.0, 3.0])
+def test_boxes_join_the_query_by_the_power_of_their_cosine(world, expand_alpha):
+    levels, whitening, descriptors, query = world
+    options = {"whitening": whitening, "settings": SETTINGS, "expand": 4}
+    gallery = Arrays(descriptors, levels)
+    found = retrieve(query, gallery, expand_alpha=expand_alpha, **options)
+    vectors = {}
+    for i, ((top, left, bottom, right),) in found.boxes.items():
+        part = levels[i][top:bottom, left:right]
+        vectors[i] = slow_rmac(part, whitening.mean, whitening.projection)
+    best = sorted(vectors, key=lambda i: -float(vectors[i] @ query.descriptor))[:4]
+    weights = [max(float(vectors[i] @ query.descriptor), 0) ** expand_alpha for i in best]
+    expanded = query.descriptor + sum(w * vectors[i] for w, i in zip(weights, best, strict=True))
+    wanted = sorted((-float(vectors[i] @ unit(expanded)), i) for i in vectors)
+    assert found.ranking.indices.tolist() == [i for _, i in wanted]
+    np.testing.assert_allclose(found.ranking.scores, [-s for s, _ in wanted], atol=1e-5)
+    alike = retrieve(query, gallery, **options)
+    same = np.allclose(alike.ranking.scores, found.ranking.scores, atol=1e-6)
+    assert same == (expand_alpha == 0)
+
+
+def test_a_first_stage_by_diffusion_equals_the_direct_solution(world):
+    levels, whitening, descriptors, query = world
+    gallery = Arrays(descriptors, levels)
+    options = {"whitening": whitening, "settings": SETTINGS, "rerank": 0, "keep": 8}
+    found = retrieve(query, gallery, first_stage="diffusion", **options).filtered
+    graph = gallery.graph()
+    s = np.zeros((len(levels), len(levels)))
+    for row in range(len(levels)):
+        edges = slice(graph.starts[row], graph.starts[row + 1])
+        s[row, graph.indices[edges]] = graph.weights[edges]
+    near = descriptors.astype(np.float64) @ query.descriptor
+    y = np.zeros(len(levels))
+    for i in np.argsort(-near)[:10]:
+        y[i] = max(near[i], 0) ** 3
+    reached = np.linalg.solve(np.eye(len(levels)) - 0.99 * s, y)
+    wanted = sorted(range(len(levels)), key=lambda i: (-round(reached[i], 9), -near[i]))[:8]
+    assert found.indices.tolist() == wanted
+    np.testing.assert_allclose(found.scores, reached[wanted], rtol=1e-3, atol=1e-6)
+    assert found.scores.dtype == np.float32
+
+
+def test_scores_of_one_kind_have_one_name():
+    assert score_kind() == "expand" and score_kind(rerank="all") == "expand"
+    assert score_kind(expand=0) == "rerank" and score_kind(rerank=0) == "filter"
+    assert score_kind(rerank=0, fusion=0.5, expand_alpha=3.0) == "filter"
+    assert score_kind(first_stage="regions") == score_kind(augment=5) == "expand"
+    named = {
+        score_kind(rerank=0, first_stage="regions"): "filter first_stage=regions",
+        score_kind(rerank=0, augment=5): "filter augment=5",
+        score_kind(expand=3, expand_alpha=3): "expand expand=3 expand_alpha=3",
+        score_kind(fusion=0.5, augment=5): "expand fusion=0.5 augment=5",
+        score_kind(expand=0, fusion=0.25): "rerank fusion=0.25",
+    }
+    assert all(found == wanted for found, wanted in named.items())
 
 
 @pytest.mark.parametrize(("at_once", "ahead", "packed"), [(1, 512, True), (8, 2, True), (2, 7, 0)])

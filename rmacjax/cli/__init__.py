@@ -12,6 +12,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
+from functools import wraps
 from importlib import import_module
 from itertools import pairwise
 from shutil import get_terminal_size
@@ -83,6 +84,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
+    try:
+        code = _dispatch(words)
+        sys.stdout.flush()
+    except BrokenPipeError:  # of an overview or a report, whose reader has seen enough
+        code = 0
+        _flush()
+    if code == INTERRUPTED and argv is None:
+        # Native threads may still be at work on what was interrupted; taking the interpreter down
+        # under them can crash. All that is to be kept is on the disk already.
+        _flush()
+        os._exit(code)
+    return code
+
+
+def _dispatch(words: list[str]) -> int:
     if words and words[0].startswith("--tyro-"):
         return _complete(words)
     if not words or words[0] in ("-h", "--help", "help"):
@@ -101,14 +117,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         name, rest = f"weights {rest[0]}", rest[1:]
     elif name not in SUMMARIES:
         return _unknown(name, "rmacjax", SUMMARIES)
-    code = _run(name, rest)
-    if code == INTERRUPTED and argv is None:
-        # Native threads may still be at work on what was interrupted; taking the interpreter down
-        # under them can crash. All that is to be kept is on the disk already.
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-    return code
+    return _run(name, rest)
 
 
 def function_of(name: str) -> Callable[..., None]:
@@ -122,10 +131,18 @@ def _run(name: str, words: list[str]) -> int:
     import tyro
 
     trace = bool(os.environ.get("RMACJAX_TRACEBACK"))
+    function = function_of(name)
+    begun = False
+
+    @wraps(function)
+    def command(*arguments: object, **options: object) -> None:
+        nonlocal begun
+        begun = True
+        function(*arguments, **options)
+
     try:
-        function = function_of(name)
         tyro.cli(
-            function,
+            command,
             description=_description(function),
             prog=f"rmacjax {name}",
             args=_with_dash(words),
@@ -137,9 +154,9 @@ def _run(name: str, words: list[str]) -> int:
     except KeyboardInterrupt:
         return _say(INTERRUPTED, "Interrupted.", KEPT.get(name, "Nothing was written."))
     except BrokenPipeError:
-        # The reader has seen enough, as `head` does. What is still buffered has nowhere to go.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        # The reader has seen enough, as `head` does; of what was wrongly called nothing was done.
+        _flush()
+        return 0 if begun or not {"-h", "--help"}.isdisjoint(words) else 2
     except (ValueError, TypeError) as error:
         if trace:
             raise
@@ -180,8 +197,20 @@ def _sentence(error: BaseException) -> str:
 def _say(code: int, *words: str) -> int:
     from rmacjax.cli.terminal import say
 
-    say(" ".join(words))
+    try:
+        say(" ".join(words))
+    except BrokenPipeError:
+        _flush()
     return code
+
+
+def _flush() -> None:
+    """Write what is buffered; what has nowhere to go any more goes nowhere, without a word."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _unknown(word: str, program: str, commands: dict[str, str]) -> int:

@@ -8,6 +8,7 @@ from tyro.conf import Positional, arg
 from rmacjax.cli.terminal import (
     FirstStageName,
     JsonFile,
+    LeastScore,
     OutFile,
     PeoplesBox,
     RerankDepth,
@@ -17,12 +18,16 @@ from rmacjax.cli.terminal import (
     prepare,
     say,
     table,
+    tell,
     write_json,
     write_text,
 )
 
 if TYPE_CHECKING:
     from rmacjax.collection import SearchResult
+
+FOUND = {True: "yes", False: "no", None: "-"}
+"""Whether a score reaches what was learned, in a table."""
 
 
 def search(
@@ -35,6 +40,9 @@ def search(
     expand: Annotated[int, arg(metavar="N")] = 5,
     fusion: Annotated[float, arg(metavar="SHARE")] = 0.0,
     first_stage: FirstStageName = "descriptor",
+    expand_alpha: Annotated[float | None, arg(metavar="POWER", help_behavior_hint="")] = None,
+    augment: Annotated[int, arg(metavar="N")] = 0,
+    min_score: LeastScore = None,
     instances: Annotated[int, arg(metavar="N")] = 1,
     html: OutFile = None,
     png: OutFile = None,
@@ -51,6 +59,7 @@ def search(
         rmacjax search holiday church.jpg --box 120 80 460 390 --html found.html
         rmacjax search holiday church.jpg --top 5 --json -
         rmacjax search holiday church.jpg --box 120 80 460 390 --first-stage regions
+        rmacjax search holiday church.jpg --box 120 80 460 390 --min-score 0.6
 
     Args:
         collection: The collection's folder.
@@ -59,9 +68,16 @@ def search(
         top: How many photos to show.
         rerank: How many of the best photos to look into for the object; "all": into every one.
             0: none, no boxes.
-        expand: How many of the best finds to search with once more. 0: none.
+        expand: How many of the best finds to search with once more. 0: none. Needs boxes, so
+            without re-ranking nothing is expanded.
         fusion: How much the whole photo counts beside the box that was found, 0 to 1.
-        first_stage: Rank all photos by one descriptor each, or by regions (see index --regions).
+        first_stage: Rank all photos by one descriptor each; or by regions (see index --regions);
+            or by diffusion, likeness handed on from each photo to its nearest.
+        expand_alpha: Let each find count by its likeness to this power, 3 for instance, not alike.
+        augment: Let so many of its nearest photos join each photo's descriptor first.
+        min_score: Show what scores at least this; "auto": the least score learned with the weights.
+            By default all is shown, and where a least score was learned each photo is marked as
+            found or not.
         instances: How many boxes per photo, where the object is there more than once.
         html: Write a page with photos and boxes.
         png: Write one picture with photos and boxes.
@@ -87,7 +103,15 @@ def search(
         instances=instances,
         fusion=fusion,
         first_stage=first_stage,
+        expand_alpha=expand_alpha,
+        augment=augment,
+        min_score=min_score,
     )
+    if rerank == 0 and expand > 0:
+        say(
+            "Nothing was expanded: --expand searches once more with the boxes that re-ranking "
+            "finds, and --rerank 0 leaves both out"
+        )
     if json != "-":
         _print(result)
     if json is not None:
@@ -96,13 +120,23 @@ def search(
         from rmacjax.pictures import settings_in_words
 
         facts = settings_in_words(
-            opened, rerank=rerank, expand=expand, fusion=fusion, first_stage=first_stage
+            opened,
+            rerank=rerank,
+            expand=expand,
+            fusion=fusion,
+            first_stage=first_stage,
+            expand_alpha=expand_alpha,
+            augment=augment,
         )
         _draw(result, facts, html, png)
 
 
 def document(result: "SearchResult") -> dict[str, object]:
-    """A search's result as a JSON document. `box_px` is top, left, bottom, right."""
+    """A search's result as a JSON document. `box_px` is top, left, bottom, right.
+
+    A hit's `found` is true or false where a least score was learned for scores of this kind, and
+    null where none was; `hits` is empty where nothing scores `min_score`.
+    """
     height, width = result.query_size_px
     return {
         "query": {
@@ -113,11 +147,16 @@ def document(result: "SearchResult") -> dict[str, object]:
             "width_px": width,
         },
         "photos": result.searched,
+        "scored_by": result.scored_by,
+        "threshold": result.threshold,
+        "min_score": result.min_score,
+        "best_score": result.best_score,
         "hits": [
             {
                 "rank": rank,
                 "path": hit.path,
                 "score": hit.score,
+                "found": hit.found,
                 "box_px": None if hit.box_px is None else list(hit.box_px),
                 "box": None if hit.box_px is None else _sides(hit.box_px),
                 "boxes_px": [list(box) for box in hit.boxes_px],
@@ -141,20 +180,33 @@ def _sides(box: tuple[int, int, int, int]) -> dict[str, int]:
 def _print(result: "SearchResult") -> None:
     from rmacjax.pictures import box_for_people, duration
 
+    if not result.hits:
+        tell(_not_found(result))
+        return
+    judged = any(hit.found is not None for hit in result)
     rows = [
         (
             str(rank),
             f"{hit.score:.3f}",
             ", ".join(box_for_people(box) for box in hit.boxes_px) or "-",
+            *([FOUND[hit.found]] if judged else []),
             hit.path,
         )
         for rank, hit in enumerate(result, 1)
     ]
-    columns = {"rank": "right", "score": "right", "left top right bottom": "right", "photo": "left"}
-    table(columns, rows)
+    columns = {"rank": "right", "score": "right", "left top right bottom": "right"}
+    table(columns | ({"found": "left"} if judged else {}) | {"photo": "left"}, rows)
+    if result.threshold is not None and not any(hit.found for hit in result):
+        say(_not_found(result))
     stages = ", ".join(f"{stage} {duration(seconds)}" for stage, seconds in result.timings.items())
     total = duration(sum(result.timings.values()))
     say(f"{count(result.searched, 'photo')} searched in {total} ({stages})")
+
+
+def _not_found(result: "SearchResult") -> str:
+    line = result.threshold if result.min_score is None else result.min_score
+    photos = "the only photo" if result.searched == 1 else f"the best of {result.searched:,} photos"
+    return f"Not found: {photos} scores {result.best_score:.3f}, and at least {line:.3f} is asked"
 
 
 def _draw(

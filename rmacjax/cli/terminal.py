@@ -4,6 +4,7 @@ import json
 import os
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +16,7 @@ from tyro.constructors import PrimitiveConstructorSpec
 LINE_SECONDS = 10.0
 """Where stderr is no terminal, progress is one line this often."""
 
-COMPILED_SECONDS = 0.5
+COMPILED_SECONDS = 0.02
 """Programs that took longer to compile are kept for the next command."""
 
 LISTED = 20
@@ -37,8 +38,10 @@ Flag = Annotated[bool, tyro.conf.arg(help_behavior_hint="")]
 JsonFile = Annotated[str | None, _option("FILE")]
 OutFile = Annotated[str | None, _option("FILE")]
 FirstStageName = Annotated[
-    Literal["descriptor", "regions"], tyro.conf.arg(metavar="descriptor|regions")
+    Literal["descriptor", "regions", "diffusion"],
+    tyro.conf.arg(metavar="descriptor|regions|diffusion"),
 ]
+LeastScore = Annotated[float | Literal["auto"] | None, _option("SCORE|auto")]
 RerankDepth = Annotated[int | Literal["all"], tyro.conf.arg(metavar="N|all")]
 PeoplesBox = Annotated[
     tuple[int, int, int, int] | None,
@@ -67,14 +70,33 @@ def box_px(box: Sequence[int] | None) -> tuple[int, int, int, int] | None:
 
 
 def prepare() -> None:
-    """Set JAX up for a short-lived program: what was compiled once is kept for the next command."""
+    """Set JAX up for a short-lived program: what was compiled once is kept for the next command.
+
+    It is kept in this user's cache folder, or where JAX_COMPILATION_CACHE_DIR says; with
+    JAX_ENABLE_COMPILATION_CACHE=0 nothing is kept. Where nothing can be written all is compiled
+    again, without a word.
+    """
     import jax
     import platformdirs
 
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        folder = Path(platformdirs.user_cache_dir("rmacjax", appauthor=False)) / "compiled"
-        jax.config.update("jax_compilation_cache_dir", str(folder))
+        folder = os.path.join(platformdirs.user_cache_dir("rmacjax", appauthor=False), "compiled")
+        if _can_keep(folder):
+            jax.config.update("jax_compilation_cache_dir", folder)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", COMPILED_SECONDS)
+    # A full disk, or a file that was damaged: the program is compiled again, nobody need know.
+    warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache")
+
+
+def _can_keep(folder: str) -> bool:
+    """Make a cache folder. One without a home ("~" has no meaning then) or rights is none."""
+    if not os.path.isabs(folder):
+        return False
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(folder, os.W_OK | os.X_OK)
 
 
 def say(words: str) -> None:

@@ -201,7 +201,9 @@ def settings_in_words(
     rerank: int | Literal["all"] = 1000,
     expand: int = 5,
     fusion: float = 0.0,
-    first_stage: Literal["descriptor", "regions"] = "descriptor",
+    first_stage: Literal["descriptor", "regions", "diffusion"] = "descriptor",
+    expand_alpha: float | None = None,
+    augment: int = 0,
 ) -> dict[str, object]:
     """What a page says about how its results came about, as names and values.
 
@@ -211,10 +213,18 @@ def settings_in_words(
         expand: how many boxes joined the query.
         fusion: share of the whole photo in the re-ranking score.
         first_stage: what all photos were ranked by first.
+        expand_alpha: power of the cosine by which each box joined, or None for all alike.
+        augment: how many neighbours joined each photo's descriptor.
     """
     depth = "every photo" if rerank == "all" else f"the best {rerank:,}" if rerank else "no"
     score = f"{1 - fusion:.0%} box, {fusion:.0%} whole photo" if fusion else "the box alone"
-    first = "regions, part by part" if first_stage == "regions" else "whole photos"
+    first = {
+        "descriptor": "whole photos",
+        "regions": "regions, part by part",
+        "diffusion": "whole photos, from neighbour to neighbour",
+    }[first_stage]
+    drawn = f", each with its nearest {augment:,}" if augment else ""
+    weighed = "" if expand_alpha is None else f", by likeness to the power of {expand_alpha:g}"
     params, settings = collection.params, collection.settings
     pool = POOL_WORDS[settings.pool]
     if len(settings.scales) > 1:
@@ -226,7 +236,7 @@ def settings_in_words(
         "Network": network,
         "Descriptor": f"{pool}, {'whitened' if whitened else 'not whitened'}",
         "Long side": f"at most {settings.long_side} pixels",
-        "First ranked": f"by {first}",
+        "First ranked": f"by {first}{drawn}",
         "Re-ranked": f"{depth}, by {score}" if rerank else depth,
-        "Query expansion": f"by the best {expand:,} boxes" if rerank and expand else "no",
+        "Query expansion": f"by the best {expand:,} boxes{weighed}" if rerank and expand else "no",
     }

@@ -1,0 +1,165 @@
+"""What a search answers: photos with boxes and scores, and whether they count as found."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, overload
+
+from rmacjax.descriptors import Params
+from rmacjax.retrieval import Retrieved, boxes_in_pixels
+from rmacjax.storage import Snapshot
+
+AUTOMATIC = "auto"
+"""Of least scores: what was learned with the network."""
+
+MinScore = float | Literal["auto"]
+
+Box = tuple[int, int, int, int]
+
+
+class Hit(NamedTuple):
+    """One photo found.
+
+    Attributes:
+        path: the photo, which is also its id in the collection.
+        score: what it is ranked by: after expansion, after re-ranking, or the filter's.
+        box_px: where the object is, (top, left, bottom, right) in pixels of the original after
+            EXIF orientation; None where the photo was not localised.
+        boxes_px: all boxes where several instances were asked for, best first.
+        filter_score: the first stage's: cosine of the query's descriptor with the whole photo's, or
+            the mean, over the query's regions, of the largest with any of the photo's.
+        box_score: cosine of localization, None where the photo was not localised.
+        height_px: height of the original.
+        width_px: width of the original.
+        found: whether the score says that the photo shows the object: it is at least the threshold
+            learned for scores of its kind. None where none was learned.
+    """
+
+    path: str
+    score: float
+    box_px: Box | None
+    boxes_px: list[Box]
+    filter_score: float
+    box_score: float | None
+    height_px: int
+    width_px: int
+    found: bool | None = None
+
+
+@dataclass(frozen=True)
+class SearchResult(Sequence[Hit]):
+    """The hits of one search, best first, with what was asked and how long it took.
+
+    Attributes:
+        hits: best first.
+        query_path: the query's file, or None for an array.
+        query_box_px: the outlined box in the query image.
+        query_size_px: height and width of the query image.
+        searched: number of photos in the collection.
+        timings: seconds per stage.
+        scored_by: the kind of the best hit's score, see `rmacjax.retrieval.score_kind`.
+        threshold: the least score of that kind that counts as found; None where none was learned.
+        min_score: the least score that was asked for; None where all hits were wanted.
+        best_score: the best score of all photos, also of those below the least that was asked for;
+            None in an empty collection.
+    """
+
+    hits: list[Hit]
+    query_path: str | None
+    query_box_px: Box
+    query_size_px: tuple[int, int]
+    searched: int
+    timings: dict[str, float]
+    scored_by: str = ""
+    threshold: float | None = None
+    min_score: float | None = None
+    best_score: float | None = None
+
+    def __len__(self) -> int:
+        return len(self.hits)
+
+    @overload
+    def __getitem__(self, index: int) -> Hit: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Hit]: ...
+
+    def __getitem__(self, index: int | slice) -> Hit | list[Hit]:
+        return self.hits[index]
+
+
+class Lines(NamedTuple):
+    """Where a search draws its lines between found and not found.
+
+    Attributes:
+        learned: the threshold of the final scores, or None.
+        learned_first: that of the first stage's, for photos that were not re-ranked.
+        asked: what hits must reach to be returned: a score, "auto", or None.
+    """
+
+    learned: float | None
+    learned_first: float | None
+    asked: MinScore | None
+
+    @classmethod
+    def of(cls, params: Params, kind: str, first: str, asked: MinScore | None) -> "Lines":
+        """Look up what was learned for two kinds of scores, see `rmacjax.retrieval.score_kind`.
+
+        Args:
+            params: what the photos are described with.
+            kind: of the final scores.
+            first: of the first stage's.
+            asked: the least score that is wanted.
+
+        Raises:
+            ValueError: "auto" was asked for, and nothing was learned for scores of this kind.
+        """
+        learned = dict(params.network.thresholds)
+        if isinstance(asked, str) and asked != AUTOMATIC:
+            raise ValueError(f'min_score is a score or "auto", not {asked!r}')
+        if asked == AUTOMATIC and kind not in learned:
+            others = ", ".join(f'"{name}"' for name in learned)
+            raise ValueError(
+                f"no least score was learned with {params.network.name or 'these weights'!r} for "
+                f'scores of the kind "{kind}"'
+                + (f" (only for {others})" if others else "")
+                + ": give a number, or learn one with rmacjax evaluate --learn-threshold on "
+                "queries whose object is in no photo"
+            )
+        return cls(learned.get(kind), learned.get(first), asked)
+
+    def found(self, score: float, *, reranked: bool) -> bool | None:
+        """Whether a score counts as found; None where nothing was learned for its kind."""
+        line = self.learned if reranked else self.learned_first
+        return None if line is None else score >= line
+
+    def wanted(self, hit: Hit) -> bool:
+        """Whether a hit reaches what was asked for."""
+        if self.asked is None:
+            return True
+        if isinstance(self.asked, str):
+            return bool(hit.found)
+        return hit.score >= self.asked
+
+
+def hits_of(retrieved: Retrieved, snapshot: Snapshot, top: int, lines: Lines) -> Iterator[Hit]:
+    """The best images of a search, as people want to see them."""
+    first = dict(
+        zip(retrieved.filtered.indices.tolist(), retrieved.filtered.scores.tolist(), strict=True)
+    )
+    ranking = zip(retrieved.ranking.indices[:top].tolist(), retrieved.ranking.scores, strict=False)
+    for index, score in ranking:
+        height, width = (int(side) for side in snapshot.sizes_px[index])
+        cells = snapshot.map_sizes[index].tolist()
+        boxes = boxes_in_pixels(retrieved, index, cells, (height, width))
+        cosines = retrieved.box_scores.get(index)
+        yield Hit(
+            path=snapshot.paths[index],
+            score=float(score),
+            box_px=boxes[0] if boxes else None,
+            boxes_px=boxes,
+            filter_score=first[index],
+            box_score=None if cosines is None else float(cosines[0]),
+            height_px=height,
+            width_px=width,
+            found=lines.found(float(score), reranked=cosines is not None),
+        )
