@@ -12,15 +12,14 @@ protocol).
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Array, Float, Float64, Int
 
-from rmacjax.augmentation import augment
 from rmacjax.collection import Collection
 from rmacjax.datasets import GroundTruth, Query
-from rmacjax.diffusion import diffuse, neighbour_graph
+from rmacjax.diffusion import NeighbourGraph, neighbour_graph
 from rmacjax.evaluation import (
     RocCurve,
     bootstrap_interval,
@@ -41,6 +40,7 @@ from rmacjax.retrieval import (
     boxes_in_pixels,
     describe_query,
     retrieve,
+    score_kind,
 )
 from rmacjax.retrieval import Query as Described
 from rmacjax.search import pad_rows
@@ -56,7 +56,6 @@ ROWS = ("filter", "+ AML", "+ AML + QE")
 KS = (1, 5, 10)
 """Where the revisited protocol measures precision."""
 
-Database = Literal["as it is", "augmented", "diffused"]
 Progress = Callable[[int, int], None]
 
 
@@ -71,8 +70,7 @@ class Way:
         expand_alpha: exponent of alpha query expansion; None averages, as published.
         fusion: share of the whole photo's descriptor in what is re-ranked.
         first_stage: what the filter ranks by.
-        database: what the filter ranks: the descriptors as they are, each joined by its nearest
-            ("augmented"), or the similarities that spread over their neighbours ("diffused").
+        augment: how many of its nearest photos join each photo's descriptor.
     """
 
     rows: tuple[str | None, str | None, str | None] = ROWS
@@ -81,7 +79,20 @@ class Way:
     expand_alpha: float | None = None
     fusion: float = 0.0
     first_stage: FirstStage = "descriptor"
-    database: Database = "as it is"
+    augment: int = 0
+
+    def kinds(self) -> tuple[str, str, str]:
+        """What thresholds for the scores of each of the `STAGES` are stored under."""
+        return (
+            score_kind(rerank=0, first_stage=self.first_stage, augment=self.augment),
+            score_kind(expand=0, fusion=self.fusion, augment=self.augment),
+            score_kind(
+                expand=self.expand,
+                fusion=self.fusion,
+                expand_alpha=self.expand_alpha,
+                augment=self.augment,
+            ),
+        )
 
 
 class Score(NamedTuple):
@@ -134,6 +145,7 @@ class Trust(NamedTuple):
 
     Attributes:
         stage: one of `STAGES`.
+        kind: what a threshold for such scores is stored under, see `rmacjax.retrieval.score_kind`.
         present: (p,) for each query, the best score of a photo that shows its object.
         absent: (a,) for each query, the best score in the collection without those photos.
         curve: hits over false alarms.
@@ -142,6 +154,7 @@ class Trust(NamedTuple):
     """
 
     stage: str
+    kind: str
     present: Float64[np.ndarray, "p"]
     absent: Float64[np.ndarray, "a"]
     curve: RocCurve
@@ -155,7 +168,6 @@ def measure(
     ways: Sequence[Way] = (Way(),),
     *,
     whole_queries: bool = False,
-    neighbours: int = 10,
     progress: Progress | None = None,
     seen: Callable[[int, Described, Retrieved], None] | None = None,
 ) -> Measured:
@@ -167,33 +179,17 @@ def measure(
         ways: how to search; the first is the one that is timed and shown.
         whole_queries: whether the outlines are left out and whole photos searched for, which gives
             higher scores than published ones mean.
-        neighbours: how many nearest photos join each in an augmented or diffused database.
         progress: called with (done, total) after each query.
         seen: called with each query's number, its description and what the first way found.
     """
-    gallery = collection.gallery()
     numbers = _numbers(collection.paths, truth)
-    databases = {way.database for way in ways}
-    descriptors = np.asarray(gallery.descriptors[: len(numbers)], np.float32)
-    augmented = (
-        _Augmented(gallery, augment(descriptors, neighbours=neighbours))
-        if "augmented" in databases
-        else gallery
-    )
-    graph = neighbour_graph(descriptors, neighbours=neighbours) if "diffused" in databases else None
     orders: dict[str, list[np.ndarray]] = {}
     overlaps: dict[str, list[float]] = {}
     seconds: list[dict[str, float]] = []
     for done, query in enumerate(truth.queries):
         described = _described(collection, query, whole_queries)
         for number, way in enumerate(ways):
-            if way.database == "diffused" and graph is not None:
-                spread = diffuse(graph, descriptors @ described.descriptor)
-                orders.setdefault(str(way.rows[0]), []).append(
-                    numbers[np.argsort(-np.asarray(spread), kind="stable")]
-                )
-                continue
-            searched = augmented if way.database == "augmented" else gallery
+            searched = collection.gallery(augment=way.augment)
             found = _retrieve(collection, described, searched, way, len(numbers))
             shares = _overlaps(found, collection, numbers, query)
             for stage, name, order in zip(STAGES, way.rows, _stages(found, way), strict=True):
@@ -243,7 +239,7 @@ def trust(
     Raises:
         ValueError: where no query has an answer, or nothing is left without the answers.
     """
-    gallery = collection.gallery()
+    gallery = collection.gallery(augment=way.augment)
     numbers = _numbers(collection.paths, truth)
     position = {int(number): i for i, number in enumerate(numbers)}
     own = {os.path.abspath(path): number for number, path in enumerate(truth.paths)}
@@ -272,16 +268,18 @@ def trust(
             "scores cannot be compared"
         )
     return [
-        _trust(stage, np.asarray(present[stage]), np.asarray(absent[stage]), false_alarms)
-        for stage in STAGES
+        _trust(stage, kind, np.asarray(present[stage]), np.asarray(absent[stage]), false_alarms)
+        for stage, kind in zip(STAGES, way.kinds(), strict=True)
         if stage in present and stage in absent
     ]
 
 
-def _trust(stage: str, present: np.ndarray, absent: np.ndarray, false_alarms: float) -> Trust:
+def _trust(
+    stage: str, kind: str, present: np.ndarray, absent: np.ndarray, false_alarms: float
+) -> Trust:
     threshold = threshold_at(absent, false_alarm=false_alarms)
     hits = float(np.mean(present >= threshold))
-    return Trust(stage, present, absent, roc(present, absent), threshold, hits)
+    return Trust(stage, kind, present, absent, roc(present, absent), threshold, hits)
 
 
 class _Without:
@@ -311,27 +309,8 @@ class _Without:
     def region_scores(self, regions: Float[np.ndarray, "r d"]) -> Float[np.ndarray, " n"]:
         return self._gallery.region_scores(regions)[self.kept]
 
-
-class _Augmented:
-    """A gallery whose filter compares other descriptors; boxes are found and scored as before."""
-
-    def __init__(self, gallery: Gallery, descriptors: Float[Array | np.ndarray, "n d"]) -> None:
-        self._gallery = gallery
-        self._descriptors = pad_rows(np.asarray(descriptors))
-
-    @property
-    def descriptors(self) -> Float[Array | np.ndarray, "n d"]:
-        return self._descriptors
-
-    @property
-    def map_sizes(self) -> Int[np.ndarray, "n 2"]:
-        return self._gallery.map_sizes
-
-    def read_levels(self, indices: Sequence[int]) -> Sequence[Levels]:
-        return self._gallery.read_levels(indices)
-
-    def region_scores(self, regions: Float[np.ndarray, "r d"]) -> Float[np.ndarray, " n"]:
-        return self._gallery.region_scores(regions)
+    def graph(self) -> NeighbourGraph:
+        return neighbour_graph(np.asarray(self._descriptors[: len(self.kept)]))
 
 
 def _described(collection: Collection, query: Query, whole: bool) -> Described:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from rmacjax.descriptors import Params, Settings
     from rmacjax.measurement import Way
     from rmacjax.recipes import Recipe
+    from rmacjax.retrieval import FirstStage
 
 Comparison = Literal["regions", "fused", "alpha-qe", "dba", "diffusion"]
 
@@ -38,6 +39,9 @@ FUSED = 0.5
 
 ALPHA = 3.0
 """Exponent of alpha query expansion in the row that is called so."""
+
+NEIGHBOURS = 10
+"""Nearest photos that join each in the rows that are called DBA."""
 
 _FIXED = (
     "dataset",
@@ -133,7 +137,8 @@ def evaluate(
         rerank: How many of the best photos to look into for the object; "all": into every one.
         expand: How many of the best finds to search with once more. 0: none.
         fusion: How much the whole photo counts beside the box that was found, 0 to 1.
-        first_stage: What the row "filter" ranks by: one descriptor per photo, or regions.
+        first_stage: What the row "filter" ranks by: one descriptor per photo, regions, or
+            diffusion.
         also: Compare with other ways: a first stage by regions, half photo and half box, expansion
             weighted by scores, descriptors joined by their nearest, diffusion.
         trust: Look for each object also where it is not, and say which score to believe.
@@ -290,7 +295,7 @@ def _ways(
     rerank: "int | Literal['all']",
     expand: int,
     fusion: float,
-    first_stage: Literal["descriptor", "regions"],
+    first_stage: "FirstStage",
 ) -> "list[Way]":
     """The search that was asked for, and those that it is to be compared with."""
     from rmacjax.measurement import Way
@@ -305,9 +310,9 @@ def _ways(
         if name == "regions":
             ways.append(replace(filtered, rows=later("regions"), first_stage="regions"))
         elif name == "dba":
-            ways.append(replace(filtered, rows=later("DBA"), database="augmented"))
+            ways.append(replace(filtered, rows=later("DBA"), augment=NEIGHBOURS))
         elif name == "diffusion":
-            ways.append(replace(first, rows=("diffusion", None, None), database="diffused"))
+            ways.append(replace(filtered, rows=later("diffusion"), first_stage="diffusion"))
         elif name == "fused" and rerank:
             rows = (None, "+ AML, fused", "+ AML + QE, fused")
             ways.append(replace(first, rows=rows, fusion=FUSED))
@@ -412,7 +417,7 @@ def _save_thresholds(
     """Write the network, its whitening and the scores that count as found."""
     from rmacjax.weights import describe_file, provenance, save
 
-    thresholds = tuple((each.stage, float(each.threshold)) for each in trusted)
+    thresholds = tuple((each.kind, float(each.threshold)) for each in trusted)
     known = provenance(weights)
     facts = describe_file(weights)
     whitening, settings = facts.get("whitening"), facts.get("settings")

@@ -246,6 +246,7 @@ def _in_words(each: "Trust") -> str:
 def _trust_document(each: "Trust") -> dict[str, object]:
     return {
         "stage": each.stage,
+        "kind": each.kind,
         "threshold": each.threshold,
         "hits": each.hits,
         "auc": each.curve.auc,
