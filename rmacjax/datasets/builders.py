@@ -14,11 +14,11 @@ come from and where they are looked for::
 
 Names are those of `read_dataset`, but for ``roxford5k_1m`` and ``rparis6k_1m``, as a name must not
 hold a plus. There are two splits, in the ground truth's order: "database", the collection, and
-"queries". All examples have the same fields: ``image``, ``filename`` and ``index`` (the position in
-the split); of queries also ``name``, ``box`` (top, left, bottom, right, pixels), ``positives``,
-``hard`` and ``junk`` (positions in "database"), and where the object's true box in a positive is
-known, ``boxes`` and in which photos, ``boxed``. Of photos of the collection these are empty, and
-the box is the whole photo.
+"queries", which is not there if there are none. All examples have the same fields: ``image``,
+``filename`` and ``index`` (the position in the split); of queries also ``name``, ``box`` (top,
+left, bottom, right, pixels), ``positives``, ``hard`` and ``junk`` (positions in "database"), and
+where the object's true box in a positive is known, ``boxes`` and in which photos, ``boxed``. Of
+photos of the collection these are empty, and the box is the whole photo.
 
 A photo that cannot be decoded is left out and listed, with the reason, in
 ``builder.info.metadata["left_out"]``; positions count without it. Files are stored as they are
@@ -144,10 +144,12 @@ class RetrievalBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             protocol=truth.protocol, left_out=[list(item) for item in left_out.items()]
         )
         root = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in everything])
-        return {
-            "database": _photos(truth, photos, root),
-            "queries": _queries(truth, photos, asked, root),
-        }
+        if all(isinstance(state, str) for state in photos):
+            raise OSError(f"None of {len(photos)} photos can be decoded; the first: {photos[0]}.")
+        splits = {"database": _photos(truth, photos, root)}
+        if not all(isinstance(state, str) for state in asked):
+            splits["queries"] = _queries(truth, photos, asked, root)
+        return splits
 
     def _generate_examples(self, examples: Any) -> Any:
         """Pass examples on; tensorflow-datasets wants the name, the splits make their own."""
