@@ -144,6 +144,11 @@ def test_with_distractors(tmp_path):
     truth = read_dataset("oxford105k", tmp_path / "oxford105k", counts=counts)
     check(source.as_data_source(), truth)
     assert len(truth.paths) == 8
+    # The same by the manual directory, in which both lie, but nothing of the larger set's name.
+    builder = tfds.builder("oxford105k", counts=counts, data_dir=tmp_path / "again")
+    manual = tfds.download.DownloadConfig(manual_dir=tmp_path)
+    builder.download_and_prepare(download_config=manual)
+    check(builder.as_data_source(), truth)
     assert {cls.DATASET for cls in vars(module).values() if hasattr(cls, "DATASET")} == {
         *KNOWN,
         "image_folder",
@@ -186,6 +191,15 @@ def test_photos_that_cannot_be_decoded_are_reported_and_left_out(tmp_path, caplo
     assert again.info.splits["database"].num_examples == 3
     other = tfds.builder("image_folder", folder=tmp_path, data_dir=tmp_path / "out")
     assert other.data_dir != again.data_dir
+    # Photos that have changed are seen when it is prepared anew, and not before.
+    photo(tmp_path / "mine" / "2.jpg", 2)
+    again.download_and_prepare()
+    assert len(again.as_data_source("database")) == 3
+    mode = tfds.GenerateMode.REUSE_CACHE_IF_EXISTS
+    anew = tfds.download.DownloadConfig(download_mode=mode)
+    again.download_and_prepare(download_config=anew)
+    assert len(again.as_data_source("database")) == 4
+    assert again.info.metadata["left_out"] == []
 
 
 def test_files_are_stored_as_they_are_where_all_decoders_agree(tmp_path, rng):
@@ -221,6 +235,24 @@ def test_files_are_stored_as_they_are_where_all_decoders_agree(tmp_path, rng):
         file.write_bytes(b"\xff\xd8\xff")
     with pytest.raises(OSError, match=r"None of 6 photos can be decoded; the first: .*a\.jpg"):
         prepared("image_folder", folder, tmp_path / "other")
+
+
+def test_a_split_of_many_files_keeps_its_order(tmp_path, monkeypatch):
+    """What is large is divided; nothing of it goes through the shuffling that wants TensorFlow."""
+    for i in range(7):
+        photo(tmp_path / "mine" / f"{i}.jpg", i)
+    size = (tmp_path / "mine" / "0.jpg").stat().st_size
+    monkeypatch.setattr(module, "SHARD_BYTES", 2 * size + size // 2)
+    monkeypatch.setattr("tensorflow_datasets.core.shuffle.MAX_MEM_BUFFER_SIZE", 1)
+    builder = prepared("image_folder", tmp_path / "mine", tmp_path / "out")
+    assert builder.info.splits["database"].shard_lengths == [2, 2, 2, 1]
+    source = builder.as_data_source("database")
+    assert [example["filename"] for example in source] == [f"{i}.jpg".encode() for i in range(7)]
+    assert [source[i]["index"] for i in (6, 0, 3)] == [6, 0, 3]
+    # A photo larger than a file is to be has one to itself.
+    monkeypatch.setattr(module, "SHARD_BYTES", 1)
+    builder = prepared("image_folder", tmp_path / "mine", tmp_path / "other")
+    assert builder.info.splits["database"].shard_lengths == [1] * 7
 
 
 def test_where_photos_are_looked_for(tmp_path, monkeypatch):
