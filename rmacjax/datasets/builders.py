@@ -59,7 +59,7 @@ __all__ = [
 SHARD_BYTES = 1 << 27
 """Photos of about so many bytes go into one file; while it is written they are all in memory."""
 
-_AT_ONCE = 256
+_AT_ONCE = 64
 """So many photos are checked before results are collected: a million futures take a gigabyte."""
 
 
@@ -310,9 +310,15 @@ class _Row(NamedTuple):
 def _check(paths: Sequence[str]) -> list[_Stored | str]:
     """Decode every photo; say for each how to store it, or why it is left out."""
     states: list[_Stored | str] = []
-    with ThreadPoolExecutor() as threads:
+    with (
+        ThreadPoolExecutor() as threads,
+        # The bar that tensorflow-datasets shows for all that takes long, and turns off if told so.
+        tfds.core.utils.tqdm(desc="Checking photos...", total=len(paths), leave=False) as bar,
+    ):
         for start in range(0, len(paths), _AT_ONCE):
-            states += threads.map(_state, paths[start : start + _AT_ONCE])
+            some = paths[start : start + _AT_ONCE]
+            states += threads.map(_state, some)
+            bar.update(len(some))
     return states
 
 
