@@ -13,10 +13,13 @@ from rmacjax.datasets import (
     Query,
     add_distractors,
     parse_oxford_text,
+    read_csv,
+    read_dataset,
     read_ground_truth,
     read_museum,
     read_museum_reversed,
     read_oxford_text,
+    without_answers,
     write_ground_truth,
 )
 from rmacjax.preprocessing import encode_png, read_size
@@ -33,11 +36,14 @@ def picture(path, height=30, width=40):
 def same(a: GroundTruth, b: GroundTruth) -> bool:
     def plain(truth):
         return [
-            (q.path, q.box_px, q.positives.tolist(), q.junk.tolist(), q.boxes, q.name)
+            (
+                *(q.path, q.box_px, q.positives.tolist(), q.junk.tolist(), q.boxes, q.name),
+                q.hard.tolist(),
+            )
             for q in truth.queries
         ]
 
-    return (a.name, a.paths, plain(a)) == (b.name, b.paths, plain(b))
+    return (a.name, a.paths, a.protocol, plain(a)) == (b.name, b.paths, b.protocol, plain(b))
 
 
 def oxford(folder):
@@ -267,6 +273,142 @@ def test_own_format_errors(tmp_path, change, error, sentence):
         read_ground_truth(tmp_path)
 
 
+def test_own_format_in_the_revisited_protocol(tmp_path):
+    truth = own(tmp_path)
+    first, second = truth.queries
+    truth = truth._replace(
+        protocol="revisited", queries=[first._replace(hard=np.array([2])), second]
+    )
+    file = tmp_path / "ground_truth.json"
+    write_ground_truth(truth, file)
+    again = read_ground_truth(tmp_path)
+    assert same(again, truth)
+    assert again.queries[0].hard.tolist() == [2]
+    content = json.loads(file.read_text(encoding="utf-8"))
+    content["queries"][1]["hard"] = ["a.png"]
+    file.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="query 1: what is 'hard' should be among"):
+        read_ground_truth(tmp_path)
+    file.write_text(json.dumps(content | {"protocol": "hard", "queries": []}))
+    with pytest.raises(ValueError, match="'classic' or 'revisited', not 'hard'"):
+        read_ground_truth(tmp_path)
+
+
+def sheet(folder, text, encoding="utf-8"):
+    for name in ("a.png", "b.png", "deep/c d.png", "queries/q.png"):
+        picture(folder / name)
+    (folder / "ground_truth.csv").write_text(text, encoding=encoding)
+    return folder
+
+
+def test_a_table_says_what_to_look_for(tmp_path):
+    text = (
+        "query,left,top,right,bottom,positives,junk\r\n"
+        "queries/q.png,3.5,4,100,20.1,a.png; deep/c d.png,b.png\r\n"
+        "a.png,,,,,b.png|deep/c d.png|b.png,\r\n"
+        "b.png,,,,,,\r\n"
+        ",,,,,,\r\n"
+    )
+    # As spreadsheets save it: with a mark of its coding at the start.
+    truth = read_ground_truth(sheet(tmp_path / "mine", text, "utf-8-sig"))
+    assert (truth.name, truth.protocol) == ("mine", "classic")
+    names = [path.removeprefix(f"{tmp_path}/mine/") for path in truth.paths]
+    assert names == ["a.png", "b.png", "deep/c d.png"]  # not those in queries
+    apart, inside, absent = truth.queries
+    assert apart.box_px == (4, 3, 21, 40)
+    assert (apart.positives.tolist(), apart.junk.tolist(), apart.name) == ([0, 2], [1], "q")
+    assert inside.box_px is None
+    assert inside.positives.tolist() == [1, 2]
+    assert inside.junk.tolist() == [0]  # to find itself again proves nothing
+    assert (absent.positives.tolist(), absent.junk.tolist()) == ([], [1])
+    assert same(read_csv(tmp_path / "mine" / "ground_truth.csv"), truth)
+    assert same(read_ground_truth(tmp_path / "mine" / "ground_truth.csv"), truth)
+    assert same(read_dataset("image_folder", tmp_path / "mine"), truth)
+
+
+def test_a_table_with_names_and_what_is_hard(tmp_path):
+    text = "name,query,positives,hard\nclock,queries/q.png,a.png;b.png,b.png\n"
+    (query,) = read_ground_truth(sheet(tmp_path, text)).queries
+    assert (query.name, query.hard.tolist(), query.positives.tolist()) == ("clock", [1], [0, 1])
+    assert read_ground_truth(tmp_path).protocol == "revisited"
+    # Where both formats are there, the JSON file counts.
+    write_ground_truth(GroundTruth("json", [str(tmp_path / "a.png")], []), tmp_path / "x.json")
+    (tmp_path / "x.json").rename(tmp_path / "ground_truth.json")
+    assert read_ground_truth(tmp_path).name == "json"
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "sentence"),
+    [
+        ("", ValueError, "has no column 'query'"),
+        ("query,junk\n", ValueError, "has no column 'positives'"),
+        ("query,positives,box\n", ValueError, "each column once, of query, left.*it has .*box"),
+        ("query,positives,query\n", ValueError, "each column once"),
+        ("query,left,positives\n", ValueError, "has left; a box takes left, top, right, bottom"),
+        ("query,positives\na.png\n", ValueError, "line 2 has not as many cells"),
+        ("query,positives\na.png,b.png,b.png\n", ValueError, "line 2 has not as many cells"),
+        ("query,positives\n,b.png\n", ValueError, "line 2 names no query"),
+        ("query,positives\nx.png,b.png\n", FileNotFoundError, r"x\.png"),
+        ("query,positives\na.png,x.png\n", ValueError, r"line 2: x\.png is not among"),
+        ("query,positives\na.png,queries/q.png\n", ValueError, "is not among"),
+        ("query,positives,hard\na.png,,b.png\n", ValueError, "hard should be among"),
+        (
+            "query,left,top,right,bottom,positives\na.png,1,2,3,,b.png\n",
+            ValueError,
+            "line 2: a box is four numbers",
+        ),
+        (
+            "query,left,top,right,bottom,positives\na.png,50,2,60,9,b.png\n",
+            ValueError,
+            "holds no pixel",
+        ),
+        ('query,positives\n"a.png,b.png\n', ValueError, "not a table in UTF-8"),
+    ],
+)
+def test_table_errors(tmp_path, text, error, sentence):
+    sheet(tmp_path, text)
+    with pytest.raises(error, match=sentence):
+        read_ground_truth(tmp_path)
+
+
+def test_table_of_another_coding(tmp_path):
+    sheet(tmp_path, "query,positives\nmüll.png,\n", "latin-1")
+    with pytest.raises(ValueError, match=r"ground_truth\.csv is not a table in UTF-8"):
+        read_ground_truth(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"no file .*other\.csv"):
+        read_csv(tmp_path / "other.csv")
+
+
+def test_a_folder_of_photos_without_ground_truth(tmp_path):
+    for name in ("b.png", "a.png"):
+        picture(tmp_path / "mine" / name)
+    truth = read_dataset("image_folder", tmp_path / "mine")
+    assert truth.name == "mine"
+    assert [path.rsplit("/", 1)[1] for path in truth.paths] == ["a.png", "b.png"]
+    assert truth.queries == []
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"no photo in .*empty"):
+        read_dataset("image_folder", tmp_path / "empty")
+    with pytest.raises(FileNotFoundError, match=r"no folder .*nowhere: put photos there"):
+        read_dataset("image_folder", tmp_path / "nowhere")
+
+
+def test_without_answers(tmp_path):
+    truth = own(tmp_path)
+    first, second = truth.queries
+    truth = truth._replace(queries=[first._replace(hard=np.array([2])), second])
+    absent = without_answers(truth)
+    assert absent.name == "mine – ours (absent)"
+    assert absent.paths == truth.paths
+    query = absent.queries[0]
+    assert query.junk.tolist() == [0, 1, 2]
+    assert (query.positives.size, query.hard.size, query.boxes) == (0, 0, {})
+    assert (query.path, query.box_px, query.name) == (first.path, first.box_px, first.name)
+    assert absent.queries[1].junk.size == 0
+    assert truth.queries[0].positives.tolist() == [0, 2]  # left as it was
+    assert GroundTruth("x", [], []).protocol == "classic"
+
+
 def test_folders_that_are_none(tmp_path):
     with pytest.raises(FileNotFoundError, match="holds no ground truth; expected"):
         read_ground_truth(tmp_path)
@@ -340,6 +482,11 @@ def test_real_museum(shared):
         assert (len(truth.paths), len(truth.queries)) == (287, 30)
         outlined = [query for query in truth.queries if query.box_px is not None]
         assert len(outlined) == (30 if subset == "qsd2_w2" else 0)
+    walls = read_museum(folder, subset="qsd2_w2")
+    for query, other in zip(without_answers(walls).queries, walls.queries, strict=True):
+        assert query.positives.size == 0
+        assert query.junk.tolist() == sorted(other.positives)
+        assert query.junk.size > 0
     facts = json.loads((folder / "queries.json").read_text())
     walls = [fact for fact in facts if fact["set"] == "qsd2_w2"]
     distractors = sorted((shared / "data" / "distractors").iterdir())[:5]
@@ -357,6 +504,9 @@ def test_real_museum(shared):
 
 
 def test_runs_without_jax():
-    code = "import sys; sys.modules['jax'] = None; import rmacjax.datasets"
+    code = (
+        "import sys; sys.modules['jax'] = None; import rmacjax.datasets;"
+        "sys.exit('tensorflow_datasets' in sys.modules)"  # half a second that only builders need
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -170,6 +170,11 @@ def test_revisited(tmp_path, suffix):
         assert query.boxes == {}
     assert [query.box_px for query in truth.queries] == [(4, 3, 25, 21), (0, 0, 30, 40)]
     assert read_ground_truth(root).protocol == "revisited"
+    # The photos are those of Oxford5k, and may be there once for both.
+    (root).rename(tmp_path / "oxford5k")
+    again = read_dataset("roxford5k", root, counts=REVISITED)
+    assert [query.name for query in again.queries] == [query.name for query in truth.queries]
+    assert again.paths[0] == str(tmp_path / "oxford5k" / "jpg" / f"{NAMES[0]}.jpg")
 
 
 def test_instre(tmp_path):

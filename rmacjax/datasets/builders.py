@@ -14,11 +14,11 @@ come from and where they are looked for::
 
 Names are those of `read_dataset`, but for ``roxford5k_1m`` and ``rparis6k_1m``, as a name must not
 hold a plus. There are two splits, in the ground truth's order: "database", the collection, and
-"queries". All examples have the same fields: ``image``, ``filename`` and ``index`` (the position in
-the split); of queries also ``name``, ``box`` (top, left, bottom, right, pixels), ``positives``,
-``hard`` and ``junk`` (positions in "database"), and where the object's true box in a positive is
-known, ``boxes`` and in which photos, ``boxed``. Of photos of the collection these are empty, and
-the box is the whole photo.
+"queries", which is not there if there are none. All examples have the same fields: ``image``,
+``filename`` and ``index`` (the position in the split); of queries also ``name``, ``box`` (top,
+left, bottom, right, pixels), ``positives``, ``hard`` and ``junk`` (positions in "database"), and
+where the object's true box in a positive is known, ``boxes`` and in which photos, ``boxed``. Of
+photos of the collection these are empty, and the box is the whole photo.
 
 A photo that cannot be decoded is left out and listed, with the reason, in
 ``builder.info.metadata["left_out"]``; positions count without it. Files are stored as they are
@@ -28,15 +28,16 @@ where everyone's decoder makes the same upright RGB pixels of them, else as PNG.
 import hashlib
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
 
-from rmacjax.datasets.ground_truth import FileName, GroundTruth, Query
+from rmacjax.datasets.ground_truth import FileName, Query
 from rmacjax.datasets.known import KNOWN, Counts, read_dataset
 from rmacjax.preprocessing import encode_png, load_image, read_size
 
@@ -55,12 +56,18 @@ __all__ = [
     "Rparis6k1m",
 ]
 
-_AT_ONCE = 256
+SHARD_BYTES = 1 << 27
+"""Photos of about so many bytes go into one file; while it is written they are all in memory."""
+
+_AT_ONCE = 64
 """So many photos are checked before results are collected: a million futures take a gigabyte."""
 
 
-class RetrievalBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
+class RetrievalBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
     """What the builders of all data sets share.
+
+    They say themselves which photos go into which file, in order. The usual builder, which
+    shuffles, needs TensorFlow as soon as a split has more than 1 GB, as Oxford5k has.
 
     Attributes:
         DATASET: the name by which `read_dataset` knows the data set.
@@ -122,7 +129,9 @@ class RetrievalBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             disable_shuffling=True,
         )
 
-    def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
+    def _shard_iterators_per_split(
+        self, dl_manager: Any
+    ) -> dict[str, list[Callable[[], Iterator[tuple[int, dict[str, Any]]]]]]:
         truth = read_dataset(self.DATASET, self._place(dl_manager), counts=self._counts)
         everything = [*truth.paths, *(query.path for query in truth.queries)]
         states = _check(everything)
@@ -144,14 +153,24 @@ class RetrievalBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             protocol=truth.protocol, left_out=[list(item) for item in left_out.items()]
         )
         root = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in everything])
-        return {
-            "database": _photos(truth, photos, root),
-            "queries": _queries(truth, photos, asked, root),
+        if all(isinstance(state, str) for state in photos):
+            raise OSError(f"None of {len(photos)} photos can be decoded; the first: {photos[0]}.")
+        kept = np.asarray([isinstance(state, _Stored) for state in photos], np.int64)
+        # Position of each photo that is kept, -1 of the others.
+        positions = np.where(kept == 1, np.cumsum(kept) - 1, -1)
+        splits = {
+            "database": [
+                _Row(path, state, {})
+                for path, state in zip(truth.paths, photos, strict=True)
+                if isinstance(state, _Stored)
+            ],
+            "queries": [
+                _Row(query.path, state, _answers(query, positions))
+                for query, state in zip(truth.queries, asked, strict=True)
+                if isinstance(state, _Stored)
+            ],
         }
-
-    def _generate_examples(self, examples: Any) -> Any:
-        """Pass examples on; tensorflow-datasets wants the name, the splits make their own."""
-        return examples
+        return {name: _shards(rows, root) for name, rows in splits.items() if rows}
 
     def _place(self, dl_manager: Any) -> Path | None:
         if self._folder is not None:
@@ -160,7 +179,9 @@ class RetrievalBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             manual = Path(dl_manager.manual_dir)
         except AssertionError:  # how tensorflow-datasets says that there is none
             return None
-        return manual / self.DATASET if (manual / self.DATASET).is_dir() else None
+        base = KNOWN[self.DATASET].base if self.DATASET in KNOWN else ""
+        there = any((manual / name).is_dir() for name in (self.DATASET, base) if name)
+        return manual / self.DATASET if there else None
 
 
 class Oxford5k(RetrievalBuilder):
@@ -238,7 +259,9 @@ class Instre(RetrievalBuilder):
 class ImageFolder(RetrievalBuilder):
     """Photos of one's own, with ``ground_truth.json`` or ``ground_truth.csv`` or without.
 
-    What is prepared is kept for each folder apart, by its path.
+    What is prepared is kept for each folder apart, by its path. It is not renewed when photos are
+    added or changed: prepare again, with ``tfds.GenerateMode.REUSE_CACHE_IF_EXISTS`` as the
+    ``download_mode`` of the ``tfds.download.DownloadConfig``.
     """
 
     DATASET = "image_folder"
@@ -270,17 +293,32 @@ class ImageFolder(RetrievalBuilder):
 
 
 class _Stored(NamedTuple):
-    """How a photo is stored: as the file is, or as PNG."""
+    """How a photo is stored, as its file is or as PNG, and how many bytes the file has."""
 
     as_is: bool
+    size: int
+
+
+class _Row(NamedTuple):
+    """A photo of a split, and what is known of it if it is a query's."""
+
+    path: str
+    stored: _Stored
+    answers: dict[str, Any]
 
 
 def _check(paths: Sequence[str]) -> list[_Stored | str]:
     """Decode every photo; say for each how to store it, or why it is left out."""
     states: list[_Stored | str] = []
-    with ThreadPoolExecutor() as threads:
+    with (
+        ThreadPoolExecutor() as threads,
+        # The bar that tensorflow-datasets shows for all that takes long, and turns off if told so.
+        tfds.core.utils.tqdm(desc="Checking photos...", total=len(paths), leave=False) as bar,
+    ):
         for start in range(0, len(paths), _AT_ONCE):
-            states += threads.map(_state, paths[start : start + _AT_ONCE])
+            some = paths[start : start + _AT_ONCE]
+            states += threads.map(_state, some)
+            bar.update(len(some))
     return states
 
 
@@ -293,53 +331,49 @@ def _state(path: str) -> _Stored | str:
     try:
         plain = tfds.features.Image(shape=(None, None, 3)).decode_example_np_with_pil(data, 3)
     except (OSError, ValueError, TypeError, SyntaxError):  # not for everyone's decoder
-        return _Stored(False)
-    return _Stored(np.array_equal(plain, pixels))
+        return _Stored(False, len(data))
+    return _Stored(np.array_equal(plain, pixels), len(data))
 
 
 def _encoded(path: str, state: _Stored) -> bytes:
     return Path(path).read_bytes() if state.as_is else encode_png(load_image(path).pixels)
 
 
-def _photos(
-    truth: GroundTruth, states: Sequence[_Stored | str], root: str
-) -> Iterator[tuple[int, dict[str, Any]]]:
-    position = 0
-    for path, state in zip(truth.paths, states, strict=True):
-        if isinstance(state, _Stored):
-            yield position, _example(path, state, position, root)
-            position += 1
+def _shards(
+    rows: Sequence[_Row], root: str
+) -> list[Callable[[], Iterator[tuple[int, dict[str, Any]]]]]:
+    """Divide a split among files; each is a function that yields positions and examples."""
+    starts, filled = [0], 0
+    for position, row in enumerate(rows):
+        if filled and filled + row.stored.size > SHARD_BYTES:
+            starts.append(position)
+            filled = 0
+        filled += row.stored.size
+    ends = [*starts[1:], len(rows)]
+    return [
+        partial(_examples, rows[start:end], start, root)
+        for start, end in zip(starts, ends, strict=True)
+    ]
 
 
-def _queries(
-    truth: GroundTruth,
-    photos: Sequence[_Stored | str],
-    asked: Sequence[_Stored | str],
-    root: str,
-) -> Iterator[tuple[int, dict[str, Any]]]:
-    kept = np.asarray([isinstance(state, _Stored) for state in photos], np.int64)
-    # Position of each photo that is kept, -1 of the others.
-    positions = np.where(kept == 1, np.cumsum(kept) - 1, -1)
-    position = 0
-    for query, state in zip(truth.queries, asked, strict=True):
-        if isinstance(state, _Stored):
-            example = _example(query.path, state, position, root)
-            yield position, example | _answers(query, positions)
-            position += 1
+def _examples(rows: Sequence[_Row], start: int, root: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    for position, row in enumerate(rows, start):
+        yield position, _example(row, position, root)
 
 
-def _example(path: str, state: _Stored, position: int, root: str) -> dict[str, Any]:
+def _example(row: _Row, position: int, root: str) -> dict[str, Any]:
     return {
-        "image": _encoded(path, state),
-        "filename": Path(os.path.relpath(path, root)).as_posix(),
+        "image": _encoded(row.path, row.stored),
+        "filename": Path(os.path.relpath(row.path, root)).as_posix(),
         "index": position,
         "name": "",
-        "box": np.asarray((0, 0, *read_size(path)), np.int32),
+        "box": np.asarray((0, 0, *read_size(row.path)), np.int32),
         "positives": np.zeros(0, np.int64),
         "hard": np.zeros(0, np.int64),
         "junk": np.zeros(0, np.int64),
         "boxes": np.zeros((0, 4), np.int32),
         "boxed": np.zeros(0, np.int64),
+        **row.answers,
     }
 
 

@@ -122,7 +122,9 @@ def read_dataset(
     blurred faces: photos in one folder or in folders, in ``jpg`` or not, with the text files beside
     or below, or ``gnd_NAME.pkl``, ``.mat`` or ``.json`` beside; the revisited ones:
     ``gnd_NAME.pkl`` or the like, in the folder or beside it. Distractors lie in the folder or
-    beside it, and the data set that they enlarge as well.
+    beside it, and the data set that they enlarge as well. Where there is no folder ``roxford5k``
+    but ``gnd_roxford5k.pkl`` lies in the folder ``oxford5k`` beside it, that one's photos are
+    taken; likewise for Paris.
 
     Args:
         name: oxford5k, paris6k, roxford5k, rparis6k, oxford105k, paris106k, roxford5k+1m,
@@ -181,6 +183,11 @@ def _read_alone(
 ) -> GroundTruth:
     known = KNOWN[name]
     advice = _advice(known, root)
+    classic = root.parent / name.removeprefix("r")
+    if not root.is_dir() and any(
+        (classic / f"gnd_{name}{end}").is_file() for end in INDEXED_SUFFIXES
+    ):
+        root = classic
     if not root.is_dir():
         raise FileNotFoundError(f"There is no folder {root} with {known.title}: {advice}.")
     places = [
