@@ -680,6 +680,20 @@ def test_retrieval_network_with_a_layer(file, tmp_path, architecture, channels, 
     assert load(file).whitening is not None
 
 
+def test_features_alone(file):
+    state = retrieval("resnet18", 512)["state_dict"]
+    del state["pool.p"]
+    torch.save({name.removeprefix("features."): value for name, value in state.items()}, file)
+    found = convert(file)
+    assert (found.network.architecture, found.network.convention) == (
+        "resnet18",
+        TORCHVISION_CONVENTION,
+    )
+    torch.save(state_of("resnet18"), file)
+    for name, array in convert(file).weights.items():
+        np.testing.assert_array_equal(found.weights[name], array)
+
+
 @pytest.mark.parametrize("scales", ["single", "multi"])
 def test_learned_whitenings(file, scales):
     saved = retrieval("alexnet", 256, learned=("retrieval-SfM-120k", "retrieval-SfM-30k"))

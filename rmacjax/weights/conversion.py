@@ -181,6 +181,9 @@ def recognise(
         if bare in tensors:
             raise ValueError(f"{path} holds {bare} twice, under different prefixes")
         tensors[bare] = tensor
+    if tensors and all(name[0].isdigit() for name in tensors if name):
+        # Features alone, as retrieval programs keep them.
+        tensors = {f"features.{name}": tensor for name, tensor in tensors.items()}
     scheme = _choose(tensors, architecture, normalizes_first, path)
     return scheme, tensors, _check(tensors, scheme, path)
 

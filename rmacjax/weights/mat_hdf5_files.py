@@ -28,7 +28,15 @@ _LONGEST_TEXT = 100_000
 _MOST_GROWTH = 100
 _SMALL_BYTES = 2**24
 # How h5py says that bytes are wrong.
-_WRONG = (RuntimeError, LookupError, TypeError, OSError, OverflowError, MemoryError)
+_WRONG = (
+    RuntimeError,
+    LookupError,
+    TypeError,
+    ValueError,
+    OSError,
+    OverflowError,
+    MemoryError,
+)
 
 
 @contextmanager
@@ -57,6 +65,8 @@ def open_mat_hdf5(path: Path, wanted: Collection[str]) -> Iterator[Mapping[str, 
         reader = _Reader(file, h5py)
         try:
             content = {name: reader.member(file, name, 0) for name in wanted if name in file}
+        except Refusal:
+            raise
         except _WRONG as error:
             raise Refusal(f"is damaged: {error}") from error
         yield content

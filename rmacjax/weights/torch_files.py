@@ -189,7 +189,10 @@ def open_zip_checkpoint(path: Path) -> Iterator[object]:
                 raise Refusal(f"holds {name} compressed, which PyTorch never does")
             if expected is not None and info.file_size != expected:
                 raise Refusal(f"holds {info.file_size} bytes in {name} where {expected} are due")
-            return archive.read(info)
+            try:
+                return archive.read(info)
+            except (ValueError, OSError) as error:  # it lies before the file's start
+                raise Refusal(f"holds {name} in no place ({error})") from error
 
         members = set(archive.namelist())
         (pickled, *others) = [n for n in members if PurePosixPath(n).name == "data.pkl"]
