@@ -129,6 +129,53 @@ def rmac(a, levels=3, whitening=None, with_global=False):
     return aggregate_regions([box_maximum(a, box) for box in boxes], whitening)
 
 
+def spoc_centre(a):
+    """Mean of each channel, weighted by a Gaussian around the map's centre."""
+    h, w, c = a.shape
+    sigma = min(h, w) / 2 / 3
+    total, weights = np.zeros(c), 0.0
+    for y in range(h):
+        for x in range(w):
+            distance = math.hypot(y + 0.5 - h / 2, x + 0.5 - w / 2)
+            weight = math.exp(-(distance**2) / (2 * sigma**2))
+            weights += weight
+            for k in range(c):
+                total[k] += weight * float(a[y, x, k])
+    return total / weights
+
+
+def crow(a):
+    """CroW in the order of the paper: spatial weights, sum-pooling, channel weights."""
+    h, w, c = a.shape
+    a = np.maximum(np.asarray(a, np.float64), 0)
+    sums = [[sum(a[y, x]) for x in range(w)] for y in range(h)]
+    length = math.sqrt(sum(value**2 for row in sums for value in row))
+    pooled = np.zeros(c)
+    for y in range(h):
+        for x in range(w):
+            pooled += a[y, x] * (math.sqrt(sums[y][x] / length) if length else 0.0)
+    shares = [sum(a[y, x, k] > 0 for y in range(h) for x in range(w)) / (h * w) for k in range(c)]
+    weights = [math.log((c * 1e-6 + sum(shares)) / (1e-6 + share)) for share in shares]
+    return np.array([weight * value for weight, value in zip(weights, pooled, strict=True)])
+
+
+def rgem(a, p=3, levels=3, whitening=None, with_global=False):
+    """R-MAC with a generalized mean, not a sum of powers, in each region."""
+    boxes = list(rmac_regions(*a.shape[:2], levels))
+    if with_global:
+        boxes.append((0, 0, *a.shape[:2]))
+    vectors = [gem(a[top:bottom, left:right], p) for top, left, bottom, right in boxes]
+    return aggregate_regions(vectors, whitening)
+
+
+def join_scales(vectors, p, whitening=None):
+    """Several scales of one image, as published: the generalized mean, l2, whitening, l2."""
+    joined = np.zeros(len(vectors[0]))
+    for vector in vectors:
+        joined += np.asarray(vector, np.float64) ** p / len(vectors)
+    return aggregate_regions([joined ** (1 / p)], whitening)
+
+
 # Localization.
 
 

@@ -2,10 +2,13 @@
 
 import subprocess
 import sys
+import warnings
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import oracles
 import pytest
 
 from rmacjax import extraction
@@ -195,7 +198,7 @@ def test_regions_of_several_scales_are_those_of_the_first(params):
     np.testing.assert_allclose(both.regions, whole.regions, atol=1e-6)
 
 
-@pytest.mark.parametrize("pool", ["mac", "spoc", "gem"])
+@pytest.mark.parametrize("pool", ["mac", "spoc", "spoc_centre", "gem", "crow"])
 def test_other_pools_have_one_region_the_whole(params, pool):
     photos = images(SIZES[:3])
     for item in extraction.extract(params, photos, settings=Settings(pool=pool), keep_regions=True):
@@ -272,3 +275,49 @@ def test_an_array_of_paths_is_a_list_of_them(params, tmp_path):
 
 def test_no_images_give_no_rows(params):
     assert describe(params, []).shape == (0, 48)
+
+
+def test_scales_of_pools_without_regions_are_joined_before_they_are_whitened(params):
+    photos = images([(190, 150), (60, 60)])  # the second is too small for half its size
+    network = replace(params.network, gem_p=2.5)
+    settings = Settings(pool="gem", scales=(1.0, 0.5))
+    whitened = params._replace(network=network)
+    maps = activations(params, photos) + activations(params, photos[:1], settings=Settings(95))
+    whole, small, half = (oracles.unit(oracles.gem(np.asarray(a1), 2.5)) for a1 in maps)
+    items = extraction.extract(whitened, photos, settings=settings, keep_regions=True)
+    found = sorted(items, key=lambda item: item.index)
+    expected = oracles.join_scales([whole, half], 2.5, params.whitening)
+    np.testing.assert_allclose(found[0].descriptor, expected, atol=2e-5)
+    np.testing.assert_array_equal(found[0].regions, found[0].descriptor[None])
+    expected = oracles.join_scales([small], 2.5, params.whitening)
+    np.testing.assert_allclose(found[1].descriptor, expected, atol=2e-5)
+
+
+@pytest.mark.parametrize("pool", ["spoc_centre", "crow", "rgem", "gem"])
+def test_a_mixed_list_equals_the_definitions(params, pool):
+    """Through the network, in padded batches: what the maps say, and the network's own exponent."""
+    plain = params._replace(network=replace(params.network, gem_p=2.2), whitening=None)
+    photos = images(SIZES[:2])
+    described = describe(plain, photos, settings=Settings(pool=pool))
+    slow = {
+        "spoc_centre": oracles.spoc_centre,
+        "crow": oracles.crow,
+        "rgem": lambda a: oracles.rgem(a, 2.2),
+        "gem": lambda a: oracles.gem(a, 2.2),
+    }[pool]
+    for a1, descriptor in zip(activations(plain, photos), described, strict=True):
+        np.testing.assert_allclose(descriptor, oracles.unit(slow(np.asarray(a1))), atol=1e-5)
+    inside = jax.jit(lambda p, i: describe(p, i, settings=Settings(pool=pool)))
+    alone = inside(plain, jnp.asarray(photos[0][None]))[0]
+    np.testing.assert_allclose(alone, described[0], atol=1e-5)
+
+
+def test_floats_that_reach_no_further_than_one_are_warned_of(params):
+    image = images([(64, 64)])[0].astype(np.float32)
+    with pytest.warns(UserWarning, match=r"pixels are 0\.\.255, multiply images in 0\.\.1 by 255"):
+        describe(params, (image / 255)[None])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        describe(params, image[None])
+        describe(params, np.zeros_like(image)[None])  # black is black
+        describe(params, np.ones((1, 64, 64, 3), np.uint8))

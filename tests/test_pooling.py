@@ -18,6 +18,7 @@ from rmacjax.pooling import (
     region_generalized_means,
     region_maxima,
     region_vectors,
+    rgem,
     rmac,
     spoc,
 )
@@ -30,6 +31,7 @@ FLIPS = {"left-right": (1, [0, 3, 2, 1]), "upside down": (0, [2, 1, 0, 3])}
 maxima = jax.jit(region_maxima)
 means = jax.jit(region_generalized_means)
 describe = jax.jit(rmac, static_argnames=("levels", "with_global"))
+regional = jax.jit(rgem, static_argnames=("p", "levels", "with_global"))
 
 
 def activations(rng, h, w, c=6):
@@ -230,6 +232,53 @@ def test_pad_regions_appends_empty_boxes():
     padded = pad_regions(rmac_regions(2, 3, 1), 5)
     assert padded.dtype == np.int32
     assert padded.tolist() == [[0, 0, 2, 2], [0, 1, 2, 3]] + [[0, 0, 0, 0]] * 3
+
+
+# Regional GeM.
+
+
+@pytest.mark.parametrize(("h", "w"), [(1, 1), (1, 8), (12, 37), (13, 5)])
+def test_regional_gem_equals_the_definition(rng, h, w):
+    a = activations(rng, h, w)
+    whitening = some_whitening(rng)
+    for p, levels, used, with_global in [(3, 3, None, False), (2.2, 2, whitening, True)]:
+        expected = oracles.rgem(a, p, levels, used, with_global)
+        result = regional(a, p, levels=levels, whitening=used, with_global=with_global)
+        np.testing.assert_allclose(result, expected, atol=3e-6)
+        assert np.linalg.norm(result) == pytest.approx(1, abs=1e-6)
+
+
+def test_regional_gem_leads_from_means_to_rmac(rng):
+    a = activations(rng, 6, 8)
+    np.testing.assert_allclose(regional(a, 40), describe(a), atol=0.02)
+    square = activations(rng, 7, 7)
+    np.testing.assert_allclose(regional(square, 2.5, levels=1), unit(gem(square, 2.5)), atol=1e-6)
+
+
+def test_regional_gem_equals_torch(rng):
+    torch = pytest.importorskip("torch")
+    a = activations(rng, 7, 10)
+    x = torch.tensor(a.transpose(2, 0, 1), dtype=torch.float64)
+    total = torch.zeros(6, dtype=torch.float64)
+    for top, left, bottom, right in oracles.rmac_regions(7, 10).tolist():
+        powers = x[:, top:bottom, left:right] ** 2.9
+        pooled = torch.nn.functional.adaptive_avg_pool2d(powers, 1).flatten() ** (1 / 2.9)
+        total += torch.nn.functional.normalize(pooled, dim=0)
+    expected = torch.nn.functional.normalize(total, dim=0).numpy()
+    np.testing.assert_allclose(regional(a, 2.9), expected, atol=2e-6)
+
+
+def test_regional_gem_in_the_dark(rng):
+    dark = jnp.zeros((4, 6, 6))
+    np.testing.assert_array_equal(regional(dark), 0)
+    gradient = jax.jit(jax.grad(lambda a: rgem(a, 2.5)[0]))
+    for a in (dark, dark.at[:, :, :3].set(1)):
+        assert np.isfinite(gradient(a)).all()
+    with pytest.raises(ValueError, match=r"alpha is 0\.5"):
+        rgem(dark, 0.5)
+    with jax.enable_x64(True):
+        lit = rng.uniform(0.5, 2, (3, 4, 2))
+        check_grads(jax.jit(lambda a: rgem(a, 2.5, levels=2)), (lit,), order=1, atol=1e-5)
 
 
 # Transformations.

@@ -12,11 +12,14 @@ from hypothesis import strategies as st
 
 from rmacjax.whitening import (
     Whitening,
+    check_options,
     fit_pair_whitening,
     fit_pca_whitening,
+    pair_whitening_from_moments,
     pca_whitening_from_moments,
     power_normalize,
     update_moments,
+    update_pair_moments,
     whiten,
 )
 
@@ -156,6 +159,63 @@ def test_pair_whitening_equals_the_oracle():
         assert w.projection.shape == projection.shape
         np.testing.assert_allclose(w.mean, mean, rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(w.projection, projection, rtol=1e-4, atol=1e-4)
+
+
+def moments_of_pairs(vectors, queries, positives):
+    """What pair moments hold, all at once."""
+    x = vectors.astype(np.float64)
+    differences = x[queries] - x[positives]
+    return x[queries].mean(axis=0), differences.T @ differences
+
+
+@settings(deadline=None, max_examples=20)
+@given(cuts=st.lists(st.integers(0, 60), max_size=6))
+def test_streamed_pairs_equal_all_at_once(cuts):
+    vectors, queries, positives = pairs(60, 5)
+    streamed, others = None, None
+    for part in np.split(np.arange(60), sorted(cuts)):
+        streamed = update_pair_moments(streamed, vectors[queries[part]], vectors[positives[part]])
+        others = update_moments(others, vectors[positives[part]])
+        others = update_moments(others, vectors[queries[part]])
+    mean, scatter = moments_of_pairs(vectors, queries, positives)
+    assert streamed.total == 60
+    np.testing.assert_allclose(streamed.mean, mean, rtol=1e-10)
+    np.testing.assert_allclose(streamed.scatter, scatter, rtol=1e-10)
+    learned = pair_whitening_from_moments(others, streamed, dimensions=4)
+    mean, projection = oracle.pair_whitening(vectors, queries, positives, 4)
+    np.testing.assert_allclose(learned.mean, mean, rtol=1e-6)
+    np.testing.assert_allclose(learned.projection, projection, rtol=2e-5, atol=1e-5)
+    whole = fit_pair_whitening(vectors, queries, positives, dimensions=4)
+    np.testing.assert_allclose(learned.projection, whole.projection, rtol=1e-6, atol=1e-6)
+
+
+def test_moments_take_no_more_memory_however_many_vectors_come():
+    vectors, _, _ = pairs(64, 6)
+
+    def size(moments):
+        return sum(np.asarray(part).nbytes for part in moments)
+
+    first = update_moments(None, vectors), update_pair_moments(None, vectors[:64], vectors[64:])
+    many = first
+    for _ in range(300):
+        many = (
+            update_moments(many[0], vectors),
+            update_pair_moments(many[1], vectors[:64], vectors[64:]),
+        )
+    assert many[0].total == 301 * 128 and many[1].total == 301 * 64
+    assert [size(moments) for moments in many] == [size(moments) for moments in first]
+    # The same vectors again and again have the same whitening.
+    once, again = (pair_whitening_from_moments(*moments) for moments in (first, many))
+    np.testing.assert_allclose(again.projection, once.projection, rtol=1e-5, atol=1e-6)
+
+
+def test_more_pairs_than_one_block():
+    vectors = correlated(40_000, 3)
+    first, second = vectors[:20_000], vectors[20_000:]
+    moments = update_pair_moments(None, first, second)
+    difference = first.astype(np.float64) - second
+    np.testing.assert_allclose(moments.scatter, difference.T @ difference, rtol=1e-10)
+    np.testing.assert_allclose(moments.mean, first.mean(axis=0, dtype=np.float64), rtol=1e-10)
 
 
 def test_pair_differences_become_white_and_objects_uncorrelated():
@@ -307,5 +367,18 @@ def test_errors_say_what_to_do():
         fit_pair_whitening(vectors, index, index + 8)
     with pytest.raises(ValueError, match="queries names vector -1"):
         fit_pair_whitening(vectors, index - 1, index)
+    plain = inspect.unwrap(update_pair_moments)
+    with pytest.raises(ValueError, match="give as many of one as of the other"):
+        plain(None, vectors[:2], vectors[:3])
+    some = plain(None, vectors[:2], vectors[2:4])
+    with pytest.raises(ValueError, match="NaN"):
+        plain(None, vectors[:3], bad[:3])
+    with pytest.raises(ValueError, match="3 channels but the moments were begun with 4"):
+        plain(some, vectors[:2, :3], vectors[2:4, :3])
+    with pytest.raises(ValueError, match="no pairs"):
+        pair_whitening_from_moments(update_moments(None, vectors), plain(None, *[vectors[:0]] * 2))
+    assert check_options(4) == 4 and check_options(4, dimensions=2, shrinkage=0.0) == 2
+    with pytest.raises(ValueError, match="exponent lies between 0"):
+        check_options(4, shrinkage=0.7)
     with pytest.raises(ValueError, match="None of the 3 pairs differ"):
         fit_pair_whitening(vectors, index, index)

@@ -12,6 +12,17 @@ from rmacjax.regions import box_iou
 
 Box = tuple[int, int, int, int]
 
+POOL_WORDS = {
+    "rmac": "R-MAC",
+    "mac": "MAC",
+    "spoc": "SPoC",
+    "spoc_centre": "SPoC with its centre prior",
+    "gem": "GeM",
+    "crow": "CroW",
+    "rgem": "regional GeM",
+}
+"""What people call the pools."""
+
 
 POOL_WORDS = {
     "rmac": "R-MAC",
