@@ -8,10 +8,8 @@ from rmacjax.descriptors import Params
 from rmacjax.retrieval import Retrieved, boxes_in_pixels
 from rmacjax.storage import Snapshot
 
-AUTOMATIC = "auto"
-"""Of least scores: what was learned with the network."""
-
 MinScore = float | Literal["auto"]
+"""The least score that is wanted; "auto" is what was learned with the network."""
 
 Box = tuple[int, int, int, int]
 
@@ -114,9 +112,7 @@ class Lines(NamedTuple):
             ValueError: "auto" was asked for, and nothing was learned for scores of this kind.
         """
         learned = dict(params.network.thresholds)
-        if isinstance(asked, str) and asked != AUTOMATIC:
-            raise ValueError(f'min_score is a score or "auto", not {asked!r}')
-        if asked == AUTOMATIC and kind not in learned:
+        if isinstance(asked, str) and kind not in learned:
             others = ", ".join(f'"{name}"' for name in learned)
             raise ValueError(
                 f"no least score was learned with {params.network.name or 'these weights'!r} for "
