@@ -17,8 +17,8 @@ from rmacjax.descriptors import Params, Settings, fingerprint
 from rmacjax.extraction import DEFAULTS, Extracted, Failed, Source, extract
 from rmacjax.galleries import StoredGallery
 from rmacjax.preprocessing import find_images
-from rmacjax.results import Box, Hit, Lines, MinScore, SearchResult, hits_of
-from rmacjax.retrieval import Depth, FirstStage, describe_query, retrieve, score_kind
+from rmacjax.results import Box, Hit, Lines, MinScore, SearchResult, hits_of, score_kind
+from rmacjax.retrieval import Depth, FirstStage, describe_query, retrieve
 from rmacjax.storage import StoredImage, Table
 from rmacjax.weights import load
 

@@ -556,7 +556,7 @@ def test_evaluate_scores_each_stage(capsys, known, weights, tmp_path):
     assert [line.split("\t")[0] for line in table] == ["search", "filter", "+ AML"]
 
 
-@pytest.mark.parametrize("first_stage", ["descriptor", "regions"])
+@pytest.mark.parametrize("first_stage", ["descriptor", "regions", "diffusion"])
 def test_evaluate_says_which_first_stage_it_used(capsys, known, weights, tmp_path, first_stage):
     words = ["evaluate", known, "--weights", weights, "--first-stage", first_stage, "--rerank", 0]
     markdown = tmp_path / "t.md"
