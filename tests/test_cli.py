@@ -382,13 +382,14 @@ def test_not_found_is_an_answer(capsys, made, tmp_path):
     words = ["search", target, paths[0], "--rerank", 0, "--expand", 0]
     code, out, _ = run(capsys, *words, "--min-score", 1.5)
     assert code == 0
-    assert out == "Not found: the best of 5 photos scores 1.000, and at least 1.500 is asked\n"
+    assert out == "Not found: the best of 5 photos scores 1.000, and at least 1.500 is asked for\n"
     page, sheet = tmp_path / "p.html", tmp_path / "p.png"
     code, out, _ = run(
         capsys, *words, "--min-score", 1.5, "--json", "-", "--html", page, "--png", sheet
     )
     found = document(out)
-    assert code == 0 and found["hits"] == [] and page.exists() and sheet.exists()
+    assert code == 0 and found["hits"] == [] and sheet.exists()
+    assert "at least 1.500 is asked for." in page.read_text("utf-8")
     assert (found["min_score"], found["threshold"]) == (1.5, None)
     assert found["best_score"] == pytest.approx(1, abs=1e-3)
     some = document(run(capsys, *words, "--min-score", 0.999, "--json", "-")[1])
