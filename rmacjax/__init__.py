@@ -40,6 +40,11 @@ _MODULE_OF = {
     "aml_instances": "localization",
     "localize_instances": "localization",
     "average_expansion": "expansion",
+    "alpha_expansion": "expansion",
+    "augment": "augmentation",
+    "NeighbourGraph": "diffusion",
+    "neighbour_graph": "diffusion",
+    "diffuse": "diffusion",
     "mean_average_precision": "evaluation",
     "Collection": "collection",
 }

@@ -17,8 +17,8 @@ from rmacjax.descriptors import Params, Settings, fingerprint
 from rmacjax.extraction import DEFAULTS, Extracted, Failed, Source, extract
 from rmacjax.galleries import StoredGallery
 from rmacjax.preprocessing import find_images
-from rmacjax.results import Box, Hit, Lines, MinScore, SearchResult, hits_of
-from rmacjax.retrieval import Depth, FirstStage, describe_query, retrieve, score_kind
+from rmacjax.results import Box, Hit, Lines, MinScore, SearchResult, hits_of, score_kind
+from rmacjax.retrieval import Depth, FirstStage, describe_query, retrieve
 from rmacjax.storage import StoredImage, Table
 from rmacjax.weights import load
 
@@ -337,8 +337,10 @@ class Collection:
         if not 0 <= fusion <= 1:
             raise ValueError(f"fusion is a share and lies in 0..1, not {fusion}")
         if first_stage not in get_args(FirstStage):
-            known = " or ".join(f'"{name}"' for name in get_args(FirstStage))
-            raise ValueError(f"first_stage is {known}, not {first_stage!r}")
+            *names, last = (f'"{name}"' for name in get_args(FirstStage))
+            raise ValueError(f"first_stage is {', '.join(names)} or {last}, not {first_stage!r}")
+        if isinstance(min_score, str) and min_score != "auto":
+            raise ValueError(f'min_score is a score or "auto", not {min_score!r}')
         if expand_alpha is not None and not expand_alpha >= 0:
             raise ValueError(f"expand_alpha is an exponent of at least 0, not {expand_alpha}")
         if augment and first_stage == "regions" and not fusion:

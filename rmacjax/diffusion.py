@@ -5,8 +5,9 @@ the last are not alike. A graph that joins every photo with its nearest ones fol
 and a query's similarity, handed on along its edges, reaches what a cosine does not.
 
 The graph is that of the photos alone and serves every query; a query enters by its similarities to
-its nearest photos. Everything is sparse, n photos with k neighbours each take some 12 n k bytes, so
-the number of photos is bounded by the time to find all neighbours, which grows with its square.
+its nearest photos. Everything is sparse: n photos with k neighbours each take some 12 n k bytes,
+and some 100 n k while the graph is made. What bounds n is the time to find all neighbours, which
+grows with its square.
 
 References:
     Iscen et al. 2017, "Efficient diffusion on region manifolds: recovering small objects with

@@ -1,17 +1,18 @@
 """What a search answers: photos with boxes and scores, and whether they count as found."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, overload
 
 from rmacjax.descriptors import Params
-from rmacjax.retrieval import Retrieved, boxes_in_pixels
+from rmacjax.retrieval import Depth, FirstStage, Retrieved, boxes_in_pixels
 from rmacjax.storage import Snapshot
 
-AUTOMATIC = "auto"
-"""Of least scores: what was learned with the network."""
+PUBLISHED_EXPANSION = 5
+"""Boxes that join the query, as published."""
 
 MinScore = float | Literal["auto"]
+"""The least score that is wanted; "auto" is what was learned with the network."""
 
 Box = tuple[int, int, int, int]
 
@@ -56,7 +57,7 @@ class SearchResult(Sequence[Hit]):
         query_size_px: height and width of the query image.
         searched: number of photos in the collection.
         timings: seconds per stage.
-        scored_by: the kind of the best hit's score, see `rmacjax.retrieval.score_kind`.
+        scored_by: the kind of the best hit's score, see `score_kind`.
         threshold: the least score of that kind that counts as found; None where none was learned.
         min_score: the least score that was asked for; None where all hits were wanted.
         best_score: the best score of all photos, also of those below the least that was asked for;
@@ -87,6 +88,55 @@ class SearchResult(Sequence[Hit]):
         return self.hits[index]
 
 
+def score_kind(
+    *,
+    rerank: Depth = 1000,
+    expand: int = 5,
+    fusion: float = 0.0,
+    first_stage: FirstStage = "descriptor",
+    expand_alpha: float | None = None,
+    augment: int = 0,
+) -> str:
+    """Name what a search's scores are, so that only scores of one kind are compared.
+
+    Thresholds are learned and kept under these names: "filter", "rerank" and "expand" stand for
+    searches with all options as published; an option that changes the scores is part of the name.
+
+    Args:
+        rerank: as for `rmacjax.retrieval.retrieve`; 0: the scores are the first stage's.
+        expand: as for `retrieve`.
+        fusion: as for `retrieve`.
+        first_stage: as for `retrieve`; it only counts where nothing is re-ranked.
+        expand_alpha: as for `retrieve`.
+        augment: how many neighbours joined each image's descriptor.
+
+    >>> score_kind(), score_kind(expand=0, fusion=0.5), score_kind(rerank=0)
+    ('expand', 'rerank fusion=0.5', 'filter')
+    """
+    if rerank == 0:
+        options: dict[str, object] = {
+            "first_stage": None if first_stage == "descriptor" else first_stage,
+            "augment": augment or None,
+        }
+        return _named("filter", options)
+    # Whole images count in what is re-ranked by fusion alone.
+    fused: dict[str, object] = (
+        {"fusion": f"{fusion:g}", "augment": augment or None} if fusion else {}
+    )
+    if expand == 0:
+        return _named("rerank", fused)
+    options = {
+        "expand": None if expand == PUBLISHED_EXPANSION else expand,
+        "expand_alpha": None if expand_alpha is None else f"{expand_alpha:g}",
+    }
+    return _named("expand", options | fused)
+
+
+def _named(stage: str, options: Mapping[str, object]) -> str:
+    named = [f"{name}={value}" for name, value in options.items() if value is not None]
+    return " ".join([stage, *named])
+
+
 class Lines(NamedTuple):
     """Where a search draws its lines between found and not found.
 
@@ -102,7 +152,7 @@ class Lines(NamedTuple):
 
     @classmethod
     def of(cls, params: Params, kind: str, first: str, asked: MinScore | None) -> "Lines":
-        """Look up what was learned for two kinds of scores, see `rmacjax.retrieval.score_kind`.
+        """Look up what was learned for two kinds of scores, see `score_kind`.
 
         Args:
             params: what the photos are described with.
@@ -114,9 +164,7 @@ class Lines(NamedTuple):
             ValueError: "auto" was asked for, and nothing was learned for scores of this kind.
         """
         learned = dict(params.network.thresholds)
-        if isinstance(asked, str) and asked != AUTOMATIC:
-            raise ValueError(f'min_score is a score or "auto", not {asked!r}')
-        if asked == AUTOMATIC and kind not in learned:
+        if isinstance(asked, str) and kind not in learned:
             others = ", ".join(f'"{name}"' for name in learned)
             raise ValueError(
                 f"no least score was learned with {params.network.name or 'these weights'!r} for "

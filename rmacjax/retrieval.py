@@ -16,7 +16,7 @@ import os
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
@@ -48,9 +48,6 @@ Depth = int | Literal["all"]
 FirstStage = Literal["descriptor", "regions", "diffusion"]
 """What the filter compares: two descriptors, or the query's regions with those of an image; or how
 much of the descriptors' similarity reaches an image from neighbour to neighbour."""
-
-PUBLISHED_EXPANSION = 5
-"""Boxes that join the query, as published."""
 
 MAPS_PER_BATCH = {"cpu": 8, "gpu": 128, "tpu": 128}
 
@@ -293,55 +290,6 @@ def retrieve(
             expanded = _expanded(query.descriptor, vectors[order], expand_alpha)
             ranking = _reordered(filtered, fused, expanded)
     return Retrieved(ranking, filtered, reranked, boxes, box_scores, seconds)
-
-
-def score_kind(
-    *,
-    rerank: Depth = 1000,
-    expand: int = 5,
-    fusion: float = 0.0,
-    first_stage: FirstStage = "descriptor",
-    expand_alpha: float | None = None,
-    augment: int = 0,
-) -> str:
-    """Name what a search's scores are, so that only scores of one kind are compared.
-
-    Thresholds are learned and kept under these names: "filter", "rerank" and "expand" stand for
-    searches with all options as published; an option that changes the scores is part of the name.
-
-    Args:
-        rerank: as for `retrieve`; 0: the scores are the first stage's.
-        expand: as for `retrieve`.
-        fusion: as for `retrieve`.
-        first_stage: as for `retrieve`; it only counts where nothing is re-ranked.
-        expand_alpha: as for `retrieve`.
-        augment: how many neighbours joined each image's descriptor.
-
-    >>> score_kind(), score_kind(expand=0, fusion=0.5), score_kind(rerank=0)
-    ('expand', 'rerank fusion=0.5', 'filter')
-    """
-    if rerank == 0:
-        options: dict[str, object] = {
-            "first_stage": None if first_stage == "descriptor" else first_stage,
-            "augment": augment or None,
-        }
-        return _named("filter", options)
-    # Whole images count in what is re-ranked by fusion alone.
-    fused: dict[str, object] = (
-        {"fusion": f"{fusion:g}", "augment": augment or None} if fusion else {}
-    )
-    if expand == 0:
-        return _named("rerank", fused)
-    options = {
-        "expand": None if expand == PUBLISHED_EXPANSION else expand,
-        "expand_alpha": None if expand_alpha is None else f"{expand_alpha:g}",
-    }
-    return _named("expand", options | fused)
-
-
-def _named(stage: str, options: Mapping[str, object]) -> str:
-    named = [f"{name}={value}" for name, value in options.items() if value is not None]
-    return " ".join([stage, *named])
 
 
 def _expanded(

@@ -7,18 +7,22 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from rmacjax import activations, weights
+from rmacjax import activations, galleries, weights
 from rmacjax import collection as collection_module
+from rmacjax.augmentation import augment
 from rmacjax.backbones import initialize
 from rmacjax.collection import AddReport, Collection
 from rmacjax.descriptors import Settings
+from rmacjax.diffusion import diffuse, neighbour_graph
 from rmacjax.preprocessing import encode_jpeg, encode_png
 from rmacjax.regions import box_iou, rmac_regions
-from rmacjax.retrieval import cut_query
+from rmacjax.retrieval import cut_query, describe_query
 from rmacjax.scenes import render_collection
 
 OBJECTS, VIEWS, DISTRACTORS = 3, 3, 6
@@ -186,7 +190,7 @@ def test_the_first_stage_by_regions_equals_brute_force(
 ):
     """With the vectors kept in memory, and with none: then every search streams them."""
     if kept_bytes is not None:
-        monkeypatch.setattr(collection_module, "REGION_BYTES", kept_bytes)
+        monkeypatch.setattr(galleries, "REGION_BYTES", kept_bytes)
     c = Collection.open(region_collection.location)
     assert c.regions
     for index, box in scenes.queries:
@@ -328,8 +332,12 @@ def test_opening_nothing_and_creating_twice_are_refused(collection, params, tmp_
         ({"rerank": -1}, "rerank"),
         ({"rerank": "ALL"}, 'rerank is a number of photos or "all"'),
         ({"instances": 0}, "instances"),
+        ({"min_score": "automatic"}, 'min_score is a score or "auto", not'),
         ({"fusion": 1.5}, "fusion is a share"),
-        ({"first_stage": "region"}, 'first_stage is "descriptor" or "regions", not \'region\''),
+        (
+            {"first_stage": "region"},
+            'first_stage is "descriptor", "regions" or "diffusion", not \'region\'',
+        ),
     ],
 )
 def test_wrong_numbers_are_refused(collection, photos, options, sentence):
@@ -338,10 +346,92 @@ def test_wrong_numbers_are_refused(collection, photos, options, sentence):
         search(collection, photos[0], **options)
 
 
+@pytest.mark.parametrize("options", [{"expand_alpha": -1.0}, {"augment": -1}])
+def test_wrong_numbers_of_friends_are_refused(collection, photos, options):
+    (name,) = options
+    with pytest.raises(ValueError, match=name):
+        collection.search(photos[0], **options)
+
+
+def test_augmented_descriptors_rank_as_the_function_says(collection, photos):
+    gallery = collection.gallery()
+    drawn = augment(gallery.snapshot.descriptors, neighbours=3)
+    query = describe_query(collection.params, photos[1], settings=SETTINGS)
+    wanted = drawn @ query.descriptor
+    hits = collection.search(photos[1], top=len(collection), rerank=0, augment=3)
+    assert [hit.path for hit in hits] == [collection.paths[i] for i in np.argsort(-wanted)]
+    np.testing.assert_allclose([hit.score for hit in hits], -np.sort(-wanted), atol=1e-5)
+    assert collection.gallery(augment=3) is collection.gallery(augment=3)
+    assert collection.gallery(augment=0) is gallery
+    with pytest.raises(ValueError, match="another first stage"):
+        collection.search(photos[1], augment=3, first_stage="regions")
+
+
+def test_a_first_stage_by_diffusion_is_the_functions(collection, scenes, photos):
+    gallery = collection.gallery()
+    assert gallery.graph() is gallery.graph()
+    stored = np.asarray(gallery.snapshot.descriptors, np.float32)
+    index, _ = scenes.queries[0]
+    query = describe_query(collection.params, photos[index], settings=SETTINGS)
+    wanted = diffuse(neighbour_graph(stored), stored @ query.descriptor)
+    hits = collection.search(photos[index], top=8, rerank=0, first_stage="diffusion")
+    assert [hit.path for hit in hits] == [collection.paths[i] for i in np.argsort(-wanted)[:8]]
+    np.testing.assert_allclose([hit.score for hit in hits], -np.sort(-wanted)[:8], rtol=1e-3)
+    assert hits.scored_by == "filter first_stage=diffusion"
+    reranked = collection.search(photos[index], first_stage="diffusion", rerank=4)
+    assert [hit.box_px is not None for hit in reranked].count(True) == 4
+
+
+def test_a_least_score_leaves_out_what_is_below(collection, photos):
+    everything = collection.search(photos[2], top=10)
+    line = everything[3].score
+    some = collection.search(photos[2], top=10, min_score=line)
+    assert some.hits == [hit for hit in everything.hits if hit.score >= line]
+    assert some.min_score == line and some.best_score == everything[0].score
+    assert all(hit.found is None for hit in everything) and everything.threshold is None
+    none = collection.search(photos[2], min_score=9.0)
+    assert len(none) == 0 and none.best_score == everything[0].score
+    with pytest.raises(ValueError, match="no least score was learned"):
+        collection.search(photos[2], min_score="auto")
+
+
+def test_learned_thresholds_judge_each_score_by_its_kind(collection, params, photos):
+    """The weights' thresholds are no part of what a descriptor is: the collection still opens."""
+    plain = collection.search(photos[2], top=10, rerank=4, expand=0)
+    lines = {"rerank": plain[1].score, "filter": plain[5].score}
+    network = replace(params.network, thresholds=tuple(lines.items()))
+    c = Collection.open(collection.location, params._replace(network=network))
+    judged = c.search(photos[2], top=10, rerank=4, expand=0)
+    assert [hit._replace(found=None) for hit in judged] == plain.hits
+    found = [hit.score >= lines["filter" if hit.box_px is None else "rerank"] for hit in judged]
+    assert [hit.found for hit in judged] == found
+    assert found[:4] == [True, True, False, False] and any(found[4:])
+    assert (judged.scored_by, judged.threshold) == ("rerank", lines["rerank"])
+    only = c.search(photos[2], top=10, rerank=4, expand=0, min_score="auto")
+    assert only.hits == [hit for hit in judged if hit.found]
+
+
 @pytest.mark.parametrize("box", [(10, 10, 10, 50), (50, 10, 10, 50), (0, 0, 193, 256)])
 def test_a_box_that_is_none_is_refused(collection, photos, box):
     with pytest.raises(ValueError, match="box"):
         collection.search(photos[0], box)
+
+
+def test_what_was_described_is_soon_committed_and_long_runs_commit_rarely(
+    params, photos, tmp_path, monkeypatch
+):
+    """A photo a second: the first wait is two seconds, the second four, then eight."""
+    c = Collection.create(tmp_path / "c", params, settings=SETTINGS)
+    seconds, kept = [1000.0], []
+    monkeypatch.setattr(time, "monotonic", lambda: seconds[0])
+
+    def progress(done, total):
+        kept.append(len(c))
+        seconds[0] += 1
+
+    assert c.add(photos[0].parent, progress=progress).added == len(photos) == 15
+    assert kept == [0] * 3 + [4] * 6 + [10] * 6
+    assert len(c) == 15
 
 
 def test_an_interrupted_add_keeps_what_it_described_and_goes_on(params, photos, tmp_path):

@@ -19,7 +19,6 @@ from rmacjax.retrieval import (
     describe_query,
     map_side,
     retrieve,
-    score_kind,
 )
 from rmacjax.storage import PackedLevels, pack_levels
 from rmacjax.whitening import Whitening
@@ -282,21 +281,6 @@ def test_a_first_stage_by_diffusion_equals_the_direct_solution(world):
     assert found.indices.tolist() == wanted
     np.testing.assert_allclose(found.scores, reached[wanted], rtol=1e-3, atol=1e-6)
     assert found.scores.dtype == np.float32
-
-
-def test_scores_of_one_kind_have_one_name():
-    assert score_kind() == "expand" and score_kind(rerank="all") == "expand"
-    assert score_kind(expand=0) == "rerank" and score_kind(rerank=0) == "filter"
-    assert score_kind(rerank=0, fusion=0.5, expand_alpha=3.0) == "filter"
-    assert score_kind(first_stage="regions") == score_kind(augment=5) == "expand"
-    named = {
-        score_kind(rerank=0, first_stage="regions"): "filter first_stage=regions",
-        score_kind(rerank=0, augment=5): "filter augment=5",
-        score_kind(expand=3, expand_alpha=3): "expand expand=3 expand_alpha=3",
-        score_kind(fusion=0.5, augment=5): "expand fusion=0.5 augment=5",
-        score_kind(expand=0, fusion=0.25): "rerank fusion=0.25",
-    }
-    assert all(found == wanted for found, wanted in named.items())
 
 
 @pytest.mark.parametrize(("at_once", "ahead", "packed"), [(1, 512, True), (8, 2, True), (2, 7, 0)])

@@ -107,7 +107,7 @@ def learn_thresholds(
     """Learn one threshold for each kind of score, in the form in which a network carries them.
 
     Args:
-        absent_scores: for each kind of score (see `rmacjax.retrieval.score_kind`) the best score of
+        absent_scores: for each kind of score (see `rmacjax.results.score_kind`) the best score of
             each query whose object is in no photo.
         false_alarm: as for `threshold_at`.
 
