@@ -30,6 +30,7 @@ from rmacjax.evaluation import (
 )
 from rmacjax.preprocessing import read_size
 from rmacjax.regions import box_iou
+from rmacjax.results import score_kind
 from rmacjax.retrieval import (
     Depth,
     FirstStage,
@@ -40,7 +41,6 @@ from rmacjax.retrieval import (
     boxes_in_pixels,
     describe_query,
     retrieve,
-    score_kind,
 )
 from rmacjax.retrieval import Query as Described
 from rmacjax.search import pad_rows
@@ -145,7 +145,7 @@ class Trust(NamedTuple):
 
     Attributes:
         stage: one of `STAGES`.
-        kind: what a threshold for such scores is stored under, see `rmacjax.retrieval.score_kind`.
+        kind: what a threshold for such scores is stored under, see `rmacjax.results.score_kind`.
         present: (p,) for each query, the best score of a photo that shows its object.
         absent: (a,) for each query, the best score in the collection without those photos.
         curve: hits over false alarms.
