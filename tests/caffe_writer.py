@@ -1,4 +1,7 @@
-"""Writing Caffe's binary networks with Google's protobuf, from the published field numbers."""
+"""Writing Caffe's binary networks with Google's protobuf, from the published field numbers.
+
+tensorflow-datasets brings protobuf; the package itself does without.
+"""
 
 import functools
 

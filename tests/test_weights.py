@@ -1153,6 +1153,17 @@ def test_how_loud_a_network_is(monkeypatch):
     assert calibration.measure_activation_scale(params.network, silent) == 1.0
 
 
+def test_resnets_are_measured_whatever_they_see(monkeypatch):
+    monkeypatch.setattr(calibration, "SIDE_PX", 72)
+    monkeypatch.setattr(calibration, "PICTURES", 1)
+    network = backbones.Network("resnet18-layer3", False, CAFFE_CONVENTION)
+    weights = backbones.initialize("resnet18-layer3", 0)
+    scale = calibration.measure_activation_scale(network, weights)
+    maps, _ = forward(network, weights, jnp.asarray(calibration.generate_picture(0, 72))[None])
+    assert scale != 1.0
+    assert np.asarray(maps).max((1, 2)).mean() * scale == pytest.approx(48, rel=1e-3)
+
+
 def test_networks_in_the_papers_range_are_not_measured():
     again = backbones.InputConvention("RGB", 1 / 255, (0.4, 0.4, 0.4), (1 / 255,) * 3)
     for convention in (CAFFE_CONVENTION, again):

@@ -656,6 +656,9 @@ def test_retrieval_network_with_a_layer(file, tmp_path, architecture, channels, 
             architecture, plain_weights(architecture), adapted, False
         )
     np.testing.assert_allclose(maps, truth, rtol=0, atol=1e-4 * truth.max())
+    weight, bias = (np.float64(value.detach()) for value in (layer.weight, layer.bias))
+    mean = -np.linalg.pinv(weight) @ bias
+    np.testing.assert_allclose(params.whitening.mean, mean, atol=1e-5 * abs(mean).max())
     with torch.no_grad():
         final = torch.nn.functional.normalize(layer.double()(torch_gem(truth, 2.7)), dim=1)
     pooled = gem(maps[0], network.gem_p)
@@ -677,7 +680,8 @@ def test_retrieval_network_with_a_layer(file, tmp_path, architecture, channels, 
         "channels": channels,
         "origin": "whiten of file",
     }
-    assert load(file).whitening is not None
+    if architecture == "alexnet":
+        assert load(file).whitening is not None
 
 
 def test_features_alone(file):
@@ -770,6 +774,12 @@ def _squashed(saved):
         (lambda s: s["state_dict"].update({"pool.p": torch.zeros(1)}), "one positive exponent"),
         (lambda s: s["state_dict"].update({"whiten.weight": torch.ones(3, 7)}), "256 columns"),
         (lambda s: s["state_dict"].update({"whiten.weight": torch.ones(3, 256)}), "no whiten.bias"),
+        (
+            lambda s: s["state_dict"].update(
+                {"whiten.weight": torch.ones(257, 256), "whiten.bias": torch.arange(257.0)}
+            ),
+            "no mean before whiten.weight can stand for",
+        ),
         (_squashed, "no mean before whiten.weight can stand for"),
         (lambda s: s["meta"]["Lw"].update(a=3), "no whitening a learned on single scales"),
         (lambda s: s["meta"]["Lw"]["a"].update(ss={"P": np.ones((2, 256))}), "no mean of 256"),

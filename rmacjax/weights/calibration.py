@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rmacjax.backbones import Network, Weights, forward
+from rmacjax.backbones import Network, Residual, Weights, forward
 
 TYPICAL_MAXIMUM = 48.0
 """Where the mean over channels and pictures of a channel's largest activation is brought to."""
@@ -88,8 +88,9 @@ def measure_activation_scale(network: Network, weights: Weights) -> float:
     """Find the factor that brings a network's activations into the paper's range.
 
     Networks that see pixels in Caffe's range (0..255, not divided by a standard deviation) are what
-    the paper's range was made for: exactly 1. For others it is 48 / (mean of the channels' maxima)
-    on a few generated pictures; photos of the same size give much the same maxima.
+    the paper's range was made for: exactly 1, unless they are ResNets, whose batch normalization
+    makes them quiet whatever they see. For others it is 48 / (mean of the channels' maxima) on a
+    few generated pictures; photos of the same size give much the same maxima.
 
     Args:
         network: the static facts.
@@ -98,7 +99,8 @@ def measure_activation_scale(network: Network, weights: Weights) -> float:
     Returns:
         The factor; 1 for a network that stays silent.
     """
-    if np.allclose(network.convention.scale / np.asarray(network.convention.std), 1.0):
+    in_range = np.allclose(network.convention.scale / np.asarray(network.convention.std), 1.0)
+    if in_range and not any(isinstance(layer, Residual) for layer in network.layers):
         return 1.0
     maxima = []
     for seed in range(PICTURES):  # one by one: the memory of one picture

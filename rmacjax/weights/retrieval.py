@@ -195,15 +195,34 @@ def _of_layer(
     if bias is None or bias.shape != weight.shape[:1]:
         raise ValueError(f"{path} holds no {names[1]} with {weight.shape[0]} numbers")
     shift = _finite(bias, names[1], path)
-    mean = (-np.linalg.pinv(weight) @ shift).astype(np.float32)
+    mean = _undone(weight, shift)
     kept = weight.astype(np.float32).astype(np.float64)
     error = np.linalg.norm(kept @ mean.astype(np.float64) + shift)
-    # Beside what the layer does to a unit vector.
-    if error > _LARGEST_ERROR * max(np.linalg.norm(shift), np.linalg.norm(weight, 2)):
+    # Beside what the layer makes of a unit vector.
+    usual = np.linalg.norm(weight) / np.sqrt(weight.shape[1])
+    if not error <= _LARGEST_ERROR * max(np.linalg.norm(shift), usual):
         raise ValueError(
             f"{path} adds something in {names[1]} that no mean before {names[0]} can stand for"
         )
     return Whitening(jnp.asarray(mean), jnp.asarray(weight, jnp.float32))
+
+
+def _undone(weight: np.ndarray, shift: np.ndarray) -> np.ndarray:
+    """The shortest m with ``weight @ m = -shift``, float32; not finite where there may be none.
+
+    By elimination or a QR decomposition, which take a fraction of the pseudoinverse's time.
+    """
+    rows, columns = weight.shape
+    try:
+        with np.errstate(all="ignore"):
+            if rows == columns:
+                return np.linalg.solve(weight, -shift).astype(np.float32)
+            if rows < columns:
+                q, r = np.linalg.qr(weight.T)
+                return (q @ np.linalg.solve(r.T, -shift)).astype(np.float32)
+    except np.linalg.LinAlgError:
+        return np.full(columns, np.nan, np.float32)
+    return np.full(columns, np.nan, np.float32)
 
 
 def _of_notes(
