@@ -256,6 +256,7 @@ def test_whiten_writes_what_it_learned_for(capsys, folder, weights, tmp_path):
     report = json.loads(text)
     assert (report["vectors"], report["pairs"], report["dimensions"]) == (12, 6, 5)
     assert "Pooling by gem" in err and report["settings"] == {"pool": "gem", "long_side": 1024}
+    assert "dimensions apart" not in err
     shown = json.loads(run(capsys, "weights", "show", out, "--json", "-")[1])
     assert "6 pairs" in shown["whitening"]["origin"] and "gem" in shown["whitening"]["origin"]
     assert folder.name in shown["whitening"]["origin"]
@@ -273,6 +274,7 @@ def test_whiten_from_a_ground_truth_and_by_regions(capsys, folder, weights, tmp_
     report = json.loads(text)
     assert report["pairs"] > 3 and report["regions"] == report["vectors"] > 12
     assert report["settings"]["levels"] == 2 and "Pooling by" not in err
+    assert "dimensions apart" not in err
 
 
 @pytest.mark.parametrize(
@@ -313,6 +315,7 @@ def test_bad_photos_are_named_and_left_out(capsys, folder, weights, tmp_path):
     assert code == 0, err
     report = json.loads(text)
     assert (report["vectors"], report["pairs"]) == (11, 5)
+    assert "11 vectors cannot tell 256 dimensions apart: give more photos" in err
     assert err.count("3.png'") == 1 and "2 photos could not be used" in err
     names = {os.path.basename(entry["path"]) for entry in report["skipped"]}
     assert names == {"3.png", "other.png"}

@@ -18,6 +18,7 @@ from rmacjax.cli.terminal import (
     list_skipped,
     prepare,
     progress,
+    say,
     tell,
     write_json,
 )
@@ -142,6 +143,11 @@ def whiten(
         settings=_facts(settings),
     )
     size, channels = learned.projection.shape
+    if moments.total < size:
+        say(
+            f"{moments.total} vectors cannot tell {size} dimensions apart: give more photos, or a "
+            "smaller number of --dimensions"
+        )
     if json is not None:
         document: dict[str, object] = {
             "file": out,
@@ -406,7 +412,8 @@ def _origin(
     """One sentence that says what the whitening was learned on, for the file."""
     name = os.path.basename(os.path.abspath(photos))
     size, channels = learned.projection.shape
-    how = f"from {count(matched, 'pair')}, learned" if matched else "PCA, learned"
-    words = f"{how} on {total} {things}s of the photos in {name!r}, pooled by {settings.pool}"
+    where = f"{things}s of the photos in" if things == "region" else f"{things}s in"
+    how = f"learned on {count(matched, 'pair')} and" if matched else "PCA, learned on"
+    words = f"{how} {total} {where} {name!r}, pooled by {settings.pool}"
     words += "" if matched else f", shrinkage {shrinkage:g}"
     return f"{words}, {size} of {channels} dimensions"
