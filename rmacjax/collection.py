@@ -305,7 +305,7 @@ class Collection:
             first_stage: what the filter compares: "descriptor", one vector per photo as published,
                 or "regions", each of the query's regions with the photo's one most like it, where
                 the collection was made with ``regions=True``; or "diffusion", by similarity handed
-                on from neighbour to neighbour, where views differ. The neighbours of all photos are
+                on from neighbour to neighbour, where views differ. The nearest of all photos are
                 looked for once for each `Collection` that is open, which takes time that grows with
                 the square of their number, and kept in memory.
             expand_alpha: None counts the boxes that join the query alike, as published; a number
