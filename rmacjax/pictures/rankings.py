@@ -24,18 +24,6 @@ POOL_WORDS = {
 """What people call the pools."""
 
 
-POOL_WORDS = {
-    "rmac": "R-MAC",
-    "mac": "MAC",
-    "spoc": "SPoC",
-    "spoc_centre": "SPoC with its centre prior",
-    "gem": "GeM",
-    "crow": "CroW",
-    "rgem": "regional GeM",
-}
-"""What people call the pools."""
-
-
 class Picture(NamedTuple):
     """One photo to show.
 
