@@ -261,7 +261,8 @@ def test_resnet_of_caffe(file):
     params = converted.params
     assert params.network.architecture == "resnet50-caffe"
     assert params.network.convention == CAFFE_CONVENTION
-    assert_same_maps(params, resnet("resnet50-caffe"), [(65, 97), (70, 64)], CAFFE_CONVENTION)
+    # 32 rows hang over the first pool's border, 49 columns do not.
+    assert_same_maps(params, resnet("resnet50-caffe"), [(64, 97)], CAFFE_CONVENTION)
     # The same under torchvision's names, which must be said.
     torch.save(state_of("resnet50-caffe"), file)
     assert convert(file).network.architecture == "resnet50"
