@@ -549,7 +549,7 @@ def test_evaluate_scores_each_stage(capsys, known, weights, tmp_path):
     # Each query's own photo is its only positive, and nothing is more alike.
     assert scores["rows"][0]["map"] == scores["rows"][1]["map"] == 1.0
     assert scores["rows"][0]["overlap"] is None and 0 < scores["rows"][1]["overlap"] <= 1
-    assert scores["true_boxes"] == 2
+    assert scores["rows"][1]["true_boxes"] == 2
     assert (tmp_path / "t.md").read_text().count("\n|") >= 4
     few = document(run(capsys, "evaluate", known, *options[:2], "--rerank", 0, "--json", "-")[1])
     assert [row["search"] for row in few["rows"]] == ["filter"]

@@ -61,7 +61,9 @@ _FIXED = (
 
 
 def evaluate(
-    dataset: Annotated[Positional[str | None], arg(metavar="DATASET")] = None,
+    dataset: Annotated[
+        Positional[str | None], arg(metavar="DATASET", help_behavior_hint="")
+    ] = None,
     *,
     recipe: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="")] = None,
     data_dir: Annotated[str | None, arg(metavar="DIR", help_behavior_hint="")] = None,
@@ -142,8 +144,8 @@ def evaluate(
         also: Compare with other ways: a first stage by regions, half photo and half box, expansion
             weighted by scores, descriptors joined by their nearest, diffusion.
         trust: Look for each object also where it is not, and say which score to believe.
-        save_thresholds: Write a weights file with the scores that count as found, for
-            rmacjax search --min-score auto.
+        save_thresholds: Write a weights file with the scores that count as found, which search
+            then goes by (--min-score auto).
         cache: Where descriptions are kept; without it, in the user's cache.
         no_cache: Keep nothing.
         html: Write a page per query to this folder, the worst queries first.
@@ -173,7 +175,7 @@ def evaluate(
     from rmacjax.measurement import measure
     from rmacjax.weights import load
 
-    truth = _read(dataset, data_dir, reversed, subset, distractors)
+    truth, more = _read(dataset, data_dir, reversed, subset, distractors)
     params = load(weights, last_pool=wanted)
     settings = chosen_settings(
         weights,
@@ -215,6 +217,7 @@ def evaluate(
                 )
         facts = Facts(
             truth=truth,
+            distractors=more,
             collection=collection,
             added=added,
             weights=weights,
@@ -265,8 +268,8 @@ def _read(
     reversed: bool,
     subset: str | None,
     distractors: str | None,
-) -> "GroundTruth":
-    """The ground truth of a folder or of a published set, with distractors."""
+) -> "tuple[GroundTruth, int]":
+    """The ground truth of a folder or of a published set, and how many distractors it got."""
     from rmacjax.datasets import (
         KNOWN,
         add_distractors,
@@ -286,7 +289,7 @@ def _read(
     more = [] if distractors is None else find_images(distractors).files
     if distractors is not None and not more:
         raise OSError(f"there is no photo in {distractors!r}")
-    return add_distractors(truth, more)
+    return add_distractors(truth, more), len(more)
 
 
 def _ways(

@@ -27,6 +27,7 @@ class Facts:
 
     Attributes:
         truth: the photos and queries.
+        distractors: how many of the photos were added to it.
         collection: what was searched.
         added: what describing took.
         weights: as the command named them.
@@ -36,6 +37,7 @@ class Facts:
     """
 
     truth: "GroundTruth"
+    distractors: int
     collection: "Collection"
     added: "AddReport"
     weights: str
@@ -60,6 +62,8 @@ class Facts:
             "protocol": self.truth.protocol,
             "queries": len(self.truth.queries),
             "photos": len(self.collection),
+            "distractors": self.distractors,
+            "first_stage": self.options["first_stage"],
             "skipped": [list(each) for each in self.added.skipped],
             "weights": self.weights,
             "weights_sha256": file_sha256(locate(self.weights)),
@@ -85,6 +89,7 @@ class Facts:
         facts = {
             "data": self.truth.name,
             "photos": len(self.collection),
+            "distractors": self.distractors,
             "queries": f"{len(self.truth.queries)} {options['queries']}",
             "weights": os.path.basename(self.weights),
             "whitening": self.document()["whitening"],
