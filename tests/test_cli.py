@@ -658,7 +658,11 @@ import jax, numpy as np
 from jax._src import monitoring
 seen = []
 monitoring.register_event_listener(lambda event, **_: seen.append(event))
-x = jax.jit(lambda x: jax.lax.top_k(jax.numpy.sort(x @ x.T, axis=0), 5)[0].sum())(np.eye(64))
+def slow_to_compile(x):
+    for i in range(60):
+        x = jax.numpy.sort(x @ x.T / (i + 1), axis=i % 2)
+    return x.sum()
+x = jax.jit(slow_to_compile)(np.eye(64))
 print(float(x), sum(event.endswith("/cache_hits") for event in seen))
 """
 

@@ -25,6 +25,9 @@ class Arrays:
     def region_scores(self, regions):
         raise ValueError("no region vectors")
 
+    def graph(self):
+        raise ValueError("no neighbours")
+
 
 @pytest.mark.parametrize("pool", ["gem", "crow", "spoc_centre", "rgem", "rmac"])
 def test_boxes_are_described_as_the_collection_pools(rng, pool):

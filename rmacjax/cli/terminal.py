@@ -16,7 +16,7 @@ from tyro.constructors import PrimitiveConstructorSpec
 LINE_SECONDS = 10.0
 """Where stderr is no terminal, progress is one line this often."""
 
-COMPILED_SECONDS = 0.02
+COMPILED_SECONDS = 0.5
 """Programs that took longer to compile are kept for the next command."""
 
 LISTED = 20
