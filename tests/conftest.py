@@ -1,6 +1,7 @@
 """Strict settings for every test, and the few fixtures that several modules share."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -48,6 +49,16 @@ def shared() -> Path:
 def nothing_left_behind(tmp_path_factory) -> None:
     """What commands keep for the next time goes away with the tests."""
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def programs_forgotten() -> Iterator[None]:
+    """Let go of what a module compiled: every program is mapped memory, of which a system has so much.
+
+    Linux allows 65,530 mappings a process by default; without this, all tests together need more.
+    """
+    yield
+    jax.clear_caches()
 
 
 @pytest.fixture
