@@ -53,7 +53,7 @@ def nothing_left_behind(tmp_path_factory) -> None:
 
 @pytest.fixture(scope="module", autouse=True)
 def programs_forgotten() -> Iterator[None]:
-    """Let go of what a module compiled: every program is mapped memory, of which a system has so much.
+    """Let go of what a module compiled: each program is mapped memory, of which there is so much.
 
     Linux allows 65,530 mappings a process by default; without this, all tests together need more.
     """

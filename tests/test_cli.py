@@ -39,9 +39,9 @@ def fill(folder: Path, seeds) -> list[Path]:
 
 
 @pytest.fixture(autouse=True)
-def plain(monkeypatch):
+def plain(monkeypatch, tmp_path):
     """No colours, a wide terminal, nothing kept in this user's cache."""
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "unused: JAX read it when it was imported")
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "compiled"))
     monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.setenv("NO_COLOR", "1")
     monkeypatch.delenv("RMACJAX_TRACEBACK", raising=False)
