@@ -7,6 +7,7 @@ settings it was made with, so a query is always described like the photos it is 
 """
 
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Iterable
@@ -339,6 +340,8 @@ class Collection:
         if first_stage not in get_args(FirstStage):
             *names, last = (f'"{name}"' for name in get_args(FirstStage))
             raise ValueError(f"first_stage is {', '.join(names)} or {last}, not {first_stage!r}")
+        if isinstance(min_score, float) and math.isnan(min_score):
+            raise ValueError('min_score is a score or "auto", not nan')
         if isinstance(min_score, str) and min_score != "auto":
             raise ValueError(f'min_score is a score or "auto", not {min_score!r}')
         if expand_alpha is not None and not expand_alpha >= 0:
@@ -348,7 +351,9 @@ class Collection:
                 "augment changes the photos' descriptors, which a search by regions does not "
                 "compare: leave it out, or take another first stage"
             )
-        first_kind = score_kind(rerank=0, first_stage=first_stage, augment=augment)
+        first_kind = score_kind(
+            rerank=0, first_stage=first_stage, augment=augment, settings=self.settings
+        )
         kind = score_kind(
             rerank=rerank,
             expand=expand,
@@ -356,6 +361,7 @@ class Collection:
             first_stage=first_stage,
             expand_alpha=expand_alpha,
             augment=augment,
+            settings=self.settings,
         )
         lines = Lines.of(self.params, kind, first_kind, min_score)
         start = time.perf_counter()

@@ -12,6 +12,7 @@ protocol).
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -19,6 +20,7 @@ from jaxtyping import Array, Float, Float64, Int
 
 from rmacjax.collection import Collection
 from rmacjax.datasets import GroundTruth, Query
+from rmacjax.descriptors import Settings
 from rmacjax.diffusion import NeighbourGraph, neighbour_graph
 from rmacjax.evaluation import (
     RocCurve,
@@ -28,6 +30,7 @@ from rmacjax.evaluation import (
     roc,
     threshold_at,
 )
+from rmacjax.galleries import StoredGallery
 from rmacjax.preprocessing import read_size
 from rmacjax.regions import box_iou
 from rmacjax.results import score_kind
@@ -52,6 +55,9 @@ STAGES = ("filter", "rerank", "expand")
 
 ROWS = ("filter", "+ AML", "+ AML + QE")
 """The paper's names for them: the filter alone, re-ranked by boxes, and with query expansion."""
+
+MISSED = -1.0
+"""The score of an object that a stage never came to; no cosine is less."""
 
 KS = (1, 5, 10)
 """Where the revisited protocol measures precision."""
@@ -81,17 +87,21 @@ class Way:
     first_stage: FirstStage = "descriptor"
     augment: int = 0
 
-    def kinds(self) -> tuple[str, str, str]:
+    def __post_init__(self) -> None:
+        depth = 0 if self.rerank == "all" else self.rerank
+        for name, value in (("rerank", depth), ("expand", self.expand), ("augment", self.augment)):
+            if value < 0:
+                raise ValueError(f"{name} must be at least 0, not {value}")
+        if not 0 <= self.fusion <= 1:
+            raise ValueError(f"fusion is a share and lies in 0..1, not {self.fusion}")
+
+    def kinds(self, settings: Settings) -> tuple[str, str, str]:
         """What thresholds for the scores of each of the `STAGES` are stored under."""
+        kind = partial(score_kind, settings=settings, augment=self.augment)
         return (
-            score_kind(rerank=0, first_stage=self.first_stage, augment=self.augment),
-            score_kind(expand=0, fusion=self.fusion, augment=self.augment),
-            score_kind(
-                expand=self.expand,
-                fusion=self.fusion,
-                expand_alpha=self.expand_alpha,
-                augment=self.augment,
-            ),
+            kind(rerank=0, first_stage=self.first_stage),
+            kind(expand=0, fusion=self.fusion),
+            kind(expand=self.expand, fusion=self.fusion, expand_alpha=self.expand_alpha),
         )
 
 
@@ -146,18 +156,19 @@ class Trust(NamedTuple):
     Attributes:
         stage: one of `STAGES`.
         kind: what a threshold for such scores is stored under, see `rmacjax.results.score_kind`.
-        present: (p,) for each query, the best score of a photo that shows its object.
+        present: (p,) for each query, the best score of a photo that shows its object; `MISSED`
+            where the stage never came to one.
         absent: (a,) for each query, the best score in the collection without those photos.
-        curve: hits over false alarms.
+        curve: hits over false alarms; None where no query has an answer.
         threshold: the least score that counts as found, for the asked share of false alarms.
-        hits: the share of present objects that score as much.
+        hits: the share of present objects that score as much; nan where there are none.
     """
 
     stage: str
     kind: str
     present: Float64[np.ndarray, "p"]
     absent: Float64[np.ndarray, "a"]
-    curve: RocCurve
+    curve: RocCurve | None
     threshold: float
     hits: float
 
@@ -182,16 +193,17 @@ def measure(
         progress: called with (done, total) after each query.
         seen: called with each query's number, its description and what the first way found.
     """
-    numbers = _numbers(collection.paths, truth)
+    gallery = collection.gallery()
+    numbers = _numbers(gallery.snapshot.paths, truth)
     orders: dict[str, list[np.ndarray]] = {}
     overlaps: dict[str, list[float]] = {}
     seconds: list[dict[str, float]] = []
     for done, query in enumerate(truth.queries):
         described = _described(collection, query, whole_queries)
         for number, way in enumerate(ways):
-            searched = collection.gallery(augment=way.augment)
+            searched = gallery.augmented(way.augment)
             found = _retrieve(collection, described, searched, way, len(numbers))
-            shares = _overlaps(found, collection, numbers, query)
+            shares = _overlaps(found, gallery, numbers, query)
             for stage, name, order in zip(STAGES, way.rows, _stages(found, way), strict=True):
                 if name is not None and order is not None:
                     orders.setdefault(name, []).append(numbers[order.indices])
@@ -216,7 +228,7 @@ def trust(
     truth: GroundTruth,
     way: Way = Way(),
     *,
-    false_alarms: float = 0.01,
+    allowed: float = 0.01,
     whole_queries: bool = False,
     progress: Progress | None = None,
 ) -> list[Trust]:
@@ -229,7 +241,7 @@ def trust(
         collection: holds the ground truth's images.
         truth: from `rmacjax.datasets`.
         way: how to search.
-        false_alarms: share of absent objects that may be reported as found.
+        allowed: share of absent objects that may be reported as found.
         whole_queries: whether the outlines are left out.
         progress: called with (done, total) after each query.
 
@@ -237,10 +249,10 @@ def trust(
         One entry per stage that ran.
 
     Raises:
-        ValueError: where no query has an answer, or nothing is left without the answers.
+        ValueError: where nothing is left to search without the answers.
     """
     gallery = collection.gallery(augment=way.augment)
-    numbers = _numbers(collection.paths, truth)
+    numbers = _numbers(gallery.snapshot.paths, truth)
     position = {int(number): i for i, number in enumerate(numbers)}
     own = {os.path.abspath(path): number for number, path in enumerate(truth.paths)}
     present: dict[str, list[float]] = {}
@@ -257,27 +269,32 @@ def trust(
                 continue
             found = _retrieve(collection, described, rest, way, len(rest.kept))
             for stage, order in zip(STAGES, _stages(found, way), strict=True):
-                if order is not None:
-                    counted = wanted[order.indices] if best is present else np.ones(1, bool)
-                    best.setdefault(stage, []).append(float(order.scores[np.argmax(counted)]))
+                if order is None:
+                    continue
+                place = int(np.argmax(wanted[order.indices])) if best is present else 0
+                # Further down, scores are the filter's: this stage never saw the photo.
+                scored = stage == "filter" or place < len(found.boxes)
+                score = float(order.scores[place]) if scored else MISSED
+                best.setdefault(stage, []).append(score)
         if progress is not None:
             progress(done + 1, len(truth.queries))
-    if not present or not absent:
+    if not absent:
         raise ValueError(
-            f"{truth.name} has no query whose object is in other photos and could be missed: "
-            "scores cannot be compared"
+            f"without their answers no photo of {truth.name} is left to search: scores of what is "
+            "not there cannot be had"
         )
+    kinds = zip(STAGES, way.kinds(collection.settings), strict=True)
     return [
-        _trust(stage, kind, np.asarray(present[stage]), np.asarray(absent[stage]), false_alarms)
-        for stage, kind in zip(STAGES, way.kinds(), strict=True)
-        if stage in present and stage in absent
+        _trust(stage, kind, np.asarray(present.get(stage, [])), np.asarray(absent[stage]), allowed)
+        for stage, kind in kinds
+        if stage in absent
     ]
 
 
-def _trust(
-    stage: str, kind: str, present: np.ndarray, absent: np.ndarray, false_alarms: float
-) -> Trust:
-    threshold = threshold_at(absent, false_alarm=false_alarms)
+def _trust(stage: str, kind: str, present: np.ndarray, absent: np.ndarray, allowed: float) -> Trust:
+    threshold = threshold_at(absent, false_alarm=allowed)
+    if not len(present):
+        return Trust(stage, kind, present, absent, None, threshold, float("nan"))
     hits = float(np.mean(present >= threshold))
     return Trust(stage, kind, present, absent, roc(present, absent), threshold, hits)
 
@@ -389,13 +406,13 @@ def _precisions(
 
 
 def _overlaps(
-    found: Retrieved, collection: Collection, numbers: Int[np.ndarray, " n"], query: Query
+    found: Retrieved, gallery: StoredGallery, numbers: Int[np.ndarray, " n"], query: Query
 ) -> list[float]:
     """How well the boxes lie on the true ones, for one query's photos whose true box is known."""
     if not found.boxes:
         return []
     position = {int(number): i for i, number in enumerate(numbers)}
-    gallery, paths = collection.gallery(), collection.paths
+    paths = gallery.snapshot.paths
     overlaps = []
     for number, true in query.boxes.items():
         index = position.get(number)

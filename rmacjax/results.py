@@ -1,10 +1,11 @@
 """What a search answers: photos with boxes and scores, and whether they count as found."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Literal, NamedTuple, overload
 
-from rmacjax.descriptors import Params
+from rmacjax.descriptors import REGIONAL, Params, Settings
+from rmacjax.extraction import DEFAULTS
 from rmacjax.retrieval import Depth, FirstStage, Retrieved, boxes_in_pixels
 from rmacjax.storage import Snapshot
 
@@ -96,11 +97,13 @@ def score_kind(
     first_stage: FirstStage = "descriptor",
     expand_alpha: float | None = None,
     augment: int = 0,
+    settings: Settings = DEFAULTS,
 ) -> str:
     """Name what a search's scores are, so that only scores of one kind are compared.
 
     Thresholds are learned and kept under these names: "filter", "rerank" and "expand" stand for
-    searches with all options as published; an option that changes the scores is part of the name.
+    searches with all options as published; an option that changes the scores is part of the name,
+    and so is what photos are described with, where it is not the default.
 
     Args:
         rerank: as for `rmacjax.retrieval.retrieve`; 0: the scores are the first stage's.
@@ -109,27 +112,33 @@ def score_kind(
         first_stage: as for `retrieve`; it only counts where nothing is re-ranked.
         expand_alpha: as for `retrieve`.
         augment: how many neighbours joined each image's descriptor.
+        settings: how the photos are described.
 
     >>> score_kind(), score_kind(expand=0, fusion=0.5), score_kind(rerank=0)
     ('expand', 'rerank fusion=0.5', 'filter')
     """
+    described = {
+        name: value
+        for name, value in asdict(settings).items()
+        if value != getattr(DEFAULTS, name) and (name != "levels" or settings.pool in REGIONAL)
+    }
     if rerank == 0:
         options: dict[str, object] = {
             "first_stage": None if first_stage == "descriptor" else first_stage,
             "augment": augment or None,
         }
-        return _named("filter", options)
+        return _named("filter", options | described)
     # Whole images count in what is re-ranked by fusion alone.
     fused: dict[str, object] = (
         {"fusion": f"{fusion:g}", "augment": augment or None} if fusion else {}
     )
     if expand == 0:
-        return _named("rerank", fused)
+        return _named("rerank", fused | described)
     options = {
         "expand": None if expand == PUBLISHED_EXPANSION else expand,
         "expand_alpha": None if expand_alpha is None else f"{expand_alpha:g}",
     }
-    return _named("expand", options | fused)
+    return _named("expand", options | fused | described)
 
 
 def _named(stage: str, options: Mapping[str, object]) -> str:
@@ -170,7 +179,7 @@ class Lines(NamedTuple):
                 f"no least score was learned with {params.network.name or 'these weights'!r} for "
                 f'scores of the kind "{kind}"'
                 + (f" (only for {others})" if others else "")
-                + ": give a number, or learn one with rmacjax evaluate --learn-threshold on "
+                + ": give a number, or learn one with rmacjax evaluate --save-thresholds on "
                 "queries whose object is in no photo"
             )
         return cls(learned.get(kind), learned.get(first), asked)

@@ -39,9 +39,9 @@ def fill(folder: Path, seeds) -> list[Path]:
 
 
 @pytest.fixture(autouse=True)
-def plain(monkeypatch, tmp_path):
+def plain(monkeypatch, tmp_path_factory):
     """No colours, a wide terminal, nothing kept in this user's cache."""
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "compiled"))
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("compiled")))
     monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.setenv("NO_COLOR", "1")
     monkeypatch.delenv("RMACJAX_TRACEBACK", raising=False)
@@ -364,7 +364,7 @@ def test_search_writes_page_and_picture(capsys, made, tmp_path):
         (["--augment", "-1"], 2, "augment"),
         (["--augment", "2", "--first-stage", "regions"], 2, "another first stage"),
         (["--min-score", "high"], 2, "min-score"),
-        (["--min-score", "auto"], 2, "evaluate --learn-threshold"),
+        (["--min-score", "auto"], 2, "evaluate --save-thresholds"),
         (["--fusion", "1.5"], 2, "0..1"),
         (["--html", "no/such/folder/page.html"], 1, "no/such/folder"),
         (["--json", "."], 1, "is a folder"),

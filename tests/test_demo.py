@@ -22,11 +22,11 @@ SIZE = (96, 128)
 
 
 @pytest.fixture(autouse=True)
-def small(monkeypatch, tmp_path):
+def small(monkeypatch, tmp_path_factory):
     """The real renderer, asked for less."""
     less = partial(render_collection, objects=2, views=3, distractors=2, size=SIZE)
     monkeypatch.setattr(demo, "render_collection", less)
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "compiled"))
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("compiled")))
 
 
 @pytest.fixture(scope="module")

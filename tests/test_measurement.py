@@ -190,10 +190,30 @@ def test_absent_objects_are_looked_for_where_they_never_were(collection, truth, 
         assert each.hits == np.mean(each.present >= each.threshold)
 
 
-def test_trust_needs_objects_that_are_there(collection, truth):
+def test_objects_that_are_nowhere_suffice_for_a_threshold(collection, truth):
     lone = truth._replace(queries=truth.queries[4:])
-    with pytest.raises(ValueError, match="no query whose object"):
-        trust(collection, lone)
+    for each in trust(collection, lone):
+        assert len(each.absent) == 1 and each.curve is None and np.isnan(each.hits)
+        assert each.absent[0] < each.threshold
+    everything = truth.queries[0]._replace(positives=np.arange(12), junk=NONE)
+    with pytest.raises(ValueError, match="no photo of things is left"):
+        trust(collection, truth._replace(queries=[everything]))
+
+
+def test_what_a_stage_never_came_to_is_missed(collection, truth):
+    far = truth._replace(queries=[truth.queries[0]._replace(positives=np.asarray([11]))])
+    order = searched(collection, truth, far.queries[0], rerank=0, expand=0)
+    depth = [i for i in order if i != 0].index(11)
+    assert depth > 0
+    found = {each.stage: each for each in trust(collection, far, Way(rerank=depth))}
+    assert found["rerank"].present[0] == found["expand"].present[0] == measurement.MISSED
+    assert found["filter"].present[0] > measurement.MISSED
+
+
+@pytest.mark.parametrize("wrong", [{"rerank": -1}, {"expand": -3}, {"fusion": 2.0}])
+def test_numbers_out_of_range_are_refused(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        Way(**wrong)
 
 
 # The command.
@@ -292,8 +312,15 @@ def test_whole_queries_are_told(capsys, folder, weights, tmp_path):
 def test_thresholds_are_saved_with_the_weights(capsys, folder, weights, tmp_path):
     out = tmp_path / "sure.safetensors"
     found = evaluated(capsys, folder, "--weights", weights, "--no-cache", "--save-thresholds", out)
-    learned = {each["stage"]: each["threshold"] for each in found["trust"]}
+    learned = {each["kind"]: each["threshold"] for each in found["trust"] if each["hits"] >= 0.1}
+    assert learned and all(kind.endswith("long_side=128") for kind in learned)
     assert dict(load(out).network.thresholds) == pytest.approx(learned)
+    # A second way of searching joins the first one's thresholds.
+    evaluated(
+        capsys, folder, "--weights", out, "--no-cache", "--save-thresholds", out, "--fusion", "0.5"
+    )
+    more = dict(load(out).network.thresholds)
+    assert set(learned) < set(more) and any("fusion=0.5" in kind for kind in more)
 
 
 @pytest.mark.parametrize(

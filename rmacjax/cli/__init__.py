@@ -56,6 +56,7 @@ INTERRUPTED = 130
 KEPT = {
     "index": "What was described so far is kept. Run the same command again to go on from there.",
     "add": "What was described so far is kept. Run the same command again to go on from there.",
+    "evaluate": "What was described so far is kept (not with --no-cache). Run it again to go on.",
     "demo": "Photos described so far are kept. Run the same command again to go on from there.",
     "remove": "Photos are removed all at once: either all of them are gone, or none.",
     "weights fetch": "A file is only kept when it is complete. Run the same command again.",

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from rmacjax.collection import AddReport, Collection
     from rmacjax.datasets import GroundTruth
     from rmacjax.descriptors import Params, Settings
-    from rmacjax.measurement import Way
+    from rmacjax.measurement import Trust, Way
     from rmacjax.recipes import Recipe
     from rmacjax.retrieval import FirstStage
 
@@ -39,6 +39,9 @@ FUSED = 0.5
 
 ALPHA = 3.0
 """Exponent of alpha query expansion in the row that is called so."""
+
+LEAST_HITS = 0.1
+"""A threshold that finds a smaller share of what is there is not worth keeping."""
 
 NEIGHBOURS = 10
 """Nearest photos that join each in the rows that are called DBA."""
@@ -56,6 +59,11 @@ _FIXED = (
     "last_pool",
     "no_last_pool",
     "queries",
+    "fusion",
+    "first_stage",
+    "distractors",
+    "reversed",
+    "subset",
 )
 """What a recipe decides and nobody else."""
 
@@ -176,6 +184,8 @@ def evaluate(
     from rmacjax.weights import load
 
     truth, more = _read(dataset, data_dir, reversed, subset, distractors)
+    if not truth.queries:
+        raise ValueError(f"{truth.name} has no queries: say in its ground truth what to search for")
     params = load(weights, last_pool=wanted)
     settings = chosen_settings(
         weights,
@@ -207,7 +217,7 @@ def evaluate(
                 progress=update,
                 seen=None if pages is None else pages.draw,
             )
-        trusted = []
+        trusted: list[Trust] = []
         if trust or save_thresholds is not None:
             from rmacjax.measurement import trust as compare
 
@@ -282,6 +292,8 @@ def _read(
     if reversed:
         truth = read_museum_reversed(dataset, **({} if subset is None else {"subset": subset}))
     elif dataset in KNOWN and not os.path.isdir(dataset):
+        if subset is not None:
+            raise ValueError(f"{dataset} has no subsets: leave --subset out")
         folder = None if data_dir is None else os.path.join(data_dir, dataset)
         truth = read_dataset(dataset, folder)
     else:
@@ -343,7 +355,30 @@ def _kept_in(cache: str | None, no_cache: bool) -> Iterator[str]:
     default = os.path.join(platformdirs.user_cache_dir("rmacjax", appauthor=False), "evaluate")
     folder = os.path.abspath(cache or default)
     os.makedirs(folder, exist_ok=True)
-    yield folder
+    with _alone(folder):
+        yield folder
+
+
+@contextmanager
+def _alone(folder: str) -> Iterator[None]:
+    """Refuse to work in a cache where another evaluation is at work.
+
+    Raises:
+        OSError: where one is.
+    """
+    try:
+        import fcntl
+    except ImportError:  # not on Windows, where the file below cannot be shared anyway
+        yield
+        return
+    with open(os.path.join(folder, "in-use"), "w", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise OSError(
+                f"another evaluation is at work in {folder!r}: wait for it, or name another --cache"
+            ) from error
+        yield
 
 
 def _whitened(
@@ -373,7 +408,7 @@ def _whitened(
     kept = os.path.join(folder, f"whitening-{digest.hexdigest()[:16]}.npz")
     if not os.path.exists(kept):
         say(f"Learning whitening on {len(files)} photos of {source}")
-        learned, _ = learn(params, files, settings)
+        learned, _ = learn(params, files, settings, kept=f"{kept}.begun")
         unfinished = f"{kept}.unfinished"
         with open(unfinished, "wb") as file_:
             np.savez(file_, mean=learned.mean, projection=learned.projection)
@@ -391,19 +426,19 @@ def _described(
     from rmacjax.descriptors import fingerprint
 
     name = "".join(c if c.isalnum() else "-" for c in truth.name)[:40]
+    photos = hashlib.sha256("\0".join(map(os.path.abspath, truth.paths)).encode("utf-8", "replace"))
     kind = f"{fingerprint(params, settings)}{'-regions' if regions else ''}"
-    place = os.path.join(folder, f"{name}-{kind}")
+    place = os.path.join(folder, f"{name}-{photos.hexdigest()[:8]}-{kind}")
     if os.path.isdir(place):
         collection = Collection.open(place, params)
     else:
         collection = Collection.create(place, params, settings=settings, regions=regions)
-    wanted = {os.path.abspath(path) for path in truth.paths}
-    gone = [path for path in collection.paths if path not in wanted]
-    if gone:
-        collection.remove(gone)
     with progress("photos") as update:
         added = collection.add(truth.paths, progress=update)
     list_skipped(added.skipped)
+    # What could be read the last time and cannot now is as if it had never been.
+    if added.skipped:
+        collection.remove([path for path, _ in added.skipped])
     if not len(collection):
         raise OSError(f"none of the photos of {truth.name} could be used")
     return collection, added
@@ -414,30 +449,42 @@ def _save_thresholds(
     weights: str,
     params: "Params",
     whiten_on: str | None,
-    trusted: Sequence,
+    trusted: "Sequence[Trust]",
     learned_on: str,
 ) -> None:
-    """Write the network, its whitening and the scores that count as found."""
+    """Write the network, its whitening and the scores that count as found.
+
+    What was learned before for other kinds of scores stays, unless the whitening is new. A line
+    that finds hardly anything is none.
+    """
     from rmacjax.weights import describe_file, provenance, save
 
-    thresholds = tuple((each.kind, float(each.threshold)) for each in trusted)
-    known = provenance(weights)
-    facts = describe_file(weights)
-    whitening, settings = facts.get("whitening"), facts.get("settings")
+    known, facts = provenance(weights), describe_file(weights)
+    whitening, stored = facts.get("whitening"), facts.get("settings")
+    settings = dict(stored) if isinstance(stored, dict) else {}
+    thresholds = dict(params.network.thresholds) if whiten_on is None else {}
     origin = whitening["origin"] if isinstance(whitening, dict) else ""
     if whiten_on is not None:
         name = os.path.basename(os.path.abspath(whiten_on))
         origin = f"PCA, learned on the regions of the photos in {name!r}"
+    for each in trusted:
+        thresholds.pop(each.kind, None)
+        if each.hits < LEAST_HITS:
+            say(
+                f"No threshold for {each.kind!r}: it would find {each.hits:.0%} of what is there, "
+                f"less than {LEAST_HITS:.0%}"
+            )
+        else:
+            thresholds[each.kind] = float(each.threshold)
     save(
         out,
-        params._replace(network=replace(params.network, thresholds=thresholds)),
+        params._replace(network=replace(params.network, thresholds=tuple(thresholds.items()))),
         origin=known["origin"],
         licence=known["licence"],
         dtype="float16" if facts.get("dtype") == "float16" else "float32",
         made_by=known["made_by"],
         source_sha256=known["source_sha256"],
         whitening_origin=origin,
-        settings=(settings if isinstance(settings, dict) else {})
-        | {"thresholds learned on": learned_on},
+        settings=settings | {"thresholds learned on": learned_on},
     )
     say(f"Wrote {out}: scores that count as found, learned on {learned_on}")

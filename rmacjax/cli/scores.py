@@ -2,8 +2,11 @@
 
 import os
 import platform
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rmacjax import __version__
@@ -16,6 +19,9 @@ if TYPE_CHECKING:
     from rmacjax.pictures import Ranking
     from rmacjax.recipes import Recipe
     from rmacjax.retrieval import Query, Retrieved
+
+FEW_QUERIES = 5
+"""Of fewer, an interval says nothing."""
 
 ON_PAGE = 20
 """Results shown on a query's page."""
@@ -48,7 +54,6 @@ class Facts:
     def document(self) -> dict[str, object]:
         """Everything that is needed to measure the same again."""
         import jax
-        import numpy as np
 
         from rmacjax.descriptors import fingerprint
         from rmacjax.weights import locate
@@ -69,13 +74,13 @@ class Facts:
             "weights_sha256": file_sha256(locate(self.weights)),
             "whitening": self.whitening or own,
             "recipe": self.recipe,
+            "command": sys.argv,
             "fingerprint": fingerprint(params, settings),
             "settings": asdict(settings),
             "options": {name: value for name, value in self.options.items() if value is not None},
             "versions": {
                 "rmacjax": __version__,
-                "jax": jax.__version__,
-                "numpy": np.__version__,
+                **{name: version(name) for name in ("jax", "jaxlib", "numpy", "pillow")},
                 "python": platform.python_version(),
                 "device": jax.default_backend(),
             },
@@ -101,6 +106,8 @@ class Facts:
             "fusion": options["fusion"],
             "first stage": options["first_stage"],
         }
+        if self.added.skipped:
+            facts["photos that could not be used"] = len(self.added.skipped)
         return ", ".join(f"{name} {value}" for name, value in facts.items())
 
 
@@ -171,8 +178,13 @@ def _table(rows: Sequence["Row"]) -> tuple[dict[str, str], list[tuple[str, ...]]
     return headings, lines
 
 
+def _main(row: "Row") -> str:
+    """The score that stands for a row: of the revisited protocol, medium."""
+    return "mAP" if "mAP" in row.scores else "mAP M"
+
+
 def _document(row: "Row") -> dict[str, object]:
-    first = next(iter(row.scores.values()))
+    first = row.scores[_main(row)]
     place = row.scores.get("first place")
     return {
         "search": row.name,
@@ -197,28 +209,33 @@ def _differences(rows: Sequence["Row"]) -> list[dict[str, object]]:
     from rmacjax.evaluation import paired_difference
 
     found: list[dict[str, object]] = []
-    name = next(iter(rows[0].scores))
     for row in rows[1:]:
-        each = paired_difference(row.scores[name].per_query, rows[0].scores[name].per_query)
-        if each.mean != each.mean:
-            continue
-        real = each.excludes_zero
-        words = (
-            f"{row.name!r} beside {rows[0].name!r}: {name} {each.mean:+.3f} "
-            f"({each.low:+.3f} to {each.high:+.3f}), "
-            + ("more than these queries vary" if real else "within what these queries vary")
-        )
-        found.append(
-            {
-                "search": row.name,
-                "beside": rows[0].name,
-                "score": name,
-                "difference": each.mean,
-                "interval": [each.low, each.high],
-                "real": real,
-                "words": words,
-            }
-        )
+        for name in (name for name in row.scores if name[:3] == "mAP"):
+            scores, before = row.scores[name].per_query, rows[0].scores[name].per_query
+            count = int((scores == scores).sum())
+            if not count:
+                continue
+            each = paired_difference(scores, before)
+            real = each.excludes_zero and count >= FEW_QUERIES
+            words = (
+                f"{row.name!r} beside {rows[0].name!r}: {name} {each.mean:+.3f} "
+                f"({each.low:+.3f} to {each.high:+.3f}), "
+            )
+            if count < FEW_QUERIES:
+                words += f"of which {count} queries are too few to tell"
+            else:
+                words += f"{'more than' if real else 'within what'} these queries vary"
+            found.append(
+                {
+                    "search": row.name,
+                    "beside": rows[0].name,
+                    "score": name,
+                    "difference": each.mean,
+                    "interval": [each.low, each.high],
+                    "real": real,
+                    "words": words,
+                }
+            )
     return found
 
 
@@ -241,11 +258,19 @@ def _compared(rows: Sequence["Row"], recipe: "Recipe") -> list[str]:
 
 
 def _in_words(each: "Trust") -> str:
-    return (
-        f"{each.stage}: of {len(each.present)} objects that are there {each.hits:.1%} score "
-        f"{each.threshold:.3f} or more, of {len(each.absent)} that are not at most 1 %; "
-        f"area under the curve {each.curve.auc:.3f}"
-    )
+    absent = len(each.absent)
+    words = f"{each.stage}: a score of {each.threshold:.3f} is reached by "
+    if each.curve is not None:
+        words += f"{each.hits:.1%} of {len(each.present)} objects that are there and by "
+    if absent * 0.01 < 1:
+        words += (
+            f"none of {absent} that are not (of so few, {min(3 / absent, 1):.0%} of others may)"
+        )
+    else:
+        words += f"at most 1 % of {absent} that are not"
+    if each.curve is not None:
+        words += f"; area under the curve {each.curve.auc:.3f}"
+    return words
 
 
 def _trust_document(each: "Trust") -> dict[str, object]:
@@ -253,11 +278,13 @@ def _trust_document(each: "Trust") -> dict[str, object]:
         "stage": each.stage,
         "kind": each.kind,
         "threshold": each.threshold,
-        "hits": each.hits,
-        "auc": each.curve.auc,
+        "hits": finite(each.hits),
+        "auc": None if each.curve is None else each.curve.auc,
         "present": each.present.tolist(),
         "absent": each.absent.tolist(),
-        "false_alarms_and_hits": [
+        "false_alarms_and_hits": []
+        if each.curve is None
+        else [
             [float(x), float(y)]
             for x, y in zip(each.curve.false_alarms, each.curve.hits, strict=True)
         ],
@@ -269,6 +296,8 @@ class Pages:
 
     def __init__(self, folder: str, collection: "Collection", truth: "GroundTruth") -> None:
         os.makedirs(folder, exist_ok=True)
+        for old in Path(folder).glob("query-[0-9][0-9][0-9][0-9].html"):
+            old.unlink()  # of another measurement
         self._folder = folder
         self._collection = collection
         self._truth = truth
@@ -323,7 +352,7 @@ class Pages:
 
         from rmacjax.pictures import contents_page
 
-        columns = [next(iter(row.scores.values())).per_query for row in measured.rows]
+        columns = [row.scores[_main(row)].per_query for row in measured.rows]
         worst = np.argsort(np.nan_to_num(columns[0], nan=2.0), kind="stable")
         rows = [
             (
@@ -336,7 +365,7 @@ class Pages:
         text = contents_page(
             rows,
             title=f"Queries of {self._truth.name}",
-            lead="Average precision of each query, the worst first.",
+            lead=f"Average precision ({_main(measured.rows[0])}) of each query, the worst first.",
             headings=["query", *(row.name for row in measured.rows)],
         )
         write_text(os.path.join(self._folder, "index.html"), text)

@@ -206,10 +206,11 @@ def _print(result: "SearchResult") -> None:
 
 
 def _not_found(result: "SearchResult") -> str:
-    line = result.threshold if result.min_score is None else result.min_score
+    asked = result.min_score is not None
+    line = result.min_score if asked else result.threshold
     photos = "the only photo" if result.searched == 1 else f"the best of {result.searched:,} photos"
-    return (
-        f"Not found: {photos} scores {result.best_score:.3f}, and at least {line:.3f} is asked for"
+    return f"Not found: {photos} scores {result.best_score:.3f}, and at least {line:.3f} " + (
+        "is asked for" if asked else "was learned to count as found"
     )
 
 

@@ -4,6 +4,8 @@ import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
@@ -29,6 +31,9 @@ if TYPE_CHECKING:
     from rmacjax.descriptors import Params, Settings
     from rmacjax.extraction import Source
     from rmacjax.whitening import Moments, PairMoments, Whitening
+
+KEPT_PHOTOS = 256
+"""After so many photos the sums are kept, where they are to be kept."""
 
 ROWS = 2048
 """So many vectors are gathered before they are added up."""
@@ -179,6 +184,7 @@ def learn(
     dimensions: int | None = None,
     shrinkage: float = FULL,
     skipped: list[tuple[str, str]] | None = None,
+    kept: str | None = None,
 ) -> "tuple[Whitening, Moments]":
     """PCA-whitening of the vectors of photos: of their regions, or of each as a whole.
 
@@ -191,6 +197,8 @@ def learn(
         dimensions: how many to keep; None for all.
         shrinkage: the eigenvalues' exponent.
         skipped: path and reason of photos that could not be used are added to it.
+        kept: a file for the sums so far, so that an interrupted run goes on from there; it belongs
+            to this network, these photos and settings, and is gone when all is done.
 
     Returns:
         The whitening, and the moments of the vectors that it was learned on.
@@ -207,8 +215,15 @@ def learn(
     files = _files(photos, unusable)
     with progress("photos") as update:
         views = [View(file) for file in files]
-        moments = _add_all(None, params, views, settings, unusable, update)
+        moments, done = _resumed(kept)
+        for start in range(done, len(views), KEPT_PHOTOS):
+            some = views[start : start + KEPT_PHOTOS]
+            told = partial(_shifted, update, start, len(views))
+            moments = _add_all(moments, params, some, settings, unusable, told)
+            _keep(kept, moments, start + len(some))
     list_skipped(unusable[before:])
+    if kept is not None:
+        Path(kept).unlink(missing_ok=True)
     if moments is None:
         raise OSError(f"there is no photo that could be used in {_named(photos)}")
     return pca_whitening_from_moments(moments, dimensions=dimensions, shrinkage=shrinkage), moments
@@ -290,6 +305,38 @@ def learn_from_pairs(
         raise OSError(f"there is not one pair whose photos could both be used in {_named(photos)}")
     learned = pair_whitening_from_moments(moments, found, dimensions=dimensions)
     return learned, moments, found
+
+
+def _shifted(
+    update: Callable[[int, int], None], start: int, every: int, done: int, some: int
+) -> None:
+    """Tell how far a part of the photos is as a part of all."""
+    del some
+    update(start + done, every)
+
+
+def _resumed(kept: str | None) -> "tuple[Moments | None, int]":
+    """Sums of an interrupted run, and how many photos are in them."""
+    import numpy as np
+
+    from rmacjax.whitening import Moments
+
+    if kept is None or not os.path.exists(kept):
+        return None, 0
+    with np.load(kept) as arrays:
+        moments = Moments(int(arrays["total"]), arrays["mean"], arrays["scatter"])
+        return moments, int(arrays["done"])
+
+
+def _keep(kept: str | None, moments: "Moments | None", done: int) -> None:
+    import numpy as np
+
+    if kept is None or moments is None:
+        return
+    unfinished = f"{kept}.unfinished"
+    with open(unfinished, "wb") as file:
+        np.savez(file, **moments._asdict(), done=done)
+    os.replace(unfinished, kept)
 
 
 def _add_all(

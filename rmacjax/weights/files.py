@@ -156,8 +156,9 @@ def load(
         params = convert(path)
     source = str(name_or_path) if name_or_path in NAMES else str(path.absolute())
     network = replace(params.network, compute_dtype=dtype, source=source)
-    if last_pool is not None:
-        network = replace(network, last_pool=last_pool)
+    if last_pool is not None and last_pool != network.last_pool:
+        # Scores are others then, and so would be the least that counts as found.
+        network = replace(network, last_pool=last_pool, thresholds=())
     return params._replace(network=network)
 
 
