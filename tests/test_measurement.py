@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import os
+import shutil
+import sys
 
 import numpy as np
 import oracles
@@ -271,6 +273,59 @@ def test_interrupted_and_run_again_it_gives_the_same_table(
     assert whole["fingerprint"] == again["fingerprint"]
     assert {"rmacjax", "jax", "numpy", "python"} <= set(whole["versions"])
     assert len(whole["weights_sha256"]) == 64 and whole["options"]["whiten_on"] == folder
+
+
+def test_a_photo_that_became_unreadable_is_forgotten(capsys, truth, weights, tmp_path):
+    from rmacjax.datasets import write_ground_truth
+
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    paths = [str(shutil.copy(path, photos)) for path in truth.paths]
+    queries = [query._replace(path=paths[3 * i]) for i, query in enumerate(truth.queries[:4])]
+    write_ground_truth(truth._replace(paths=paths, queries=queries), photos / "ground_truth.json")
+    words = [photos, "--weights", weights, "--rerank", "0"]
+    whole = evaluated(capsys, *words, "--cache", tmp_path / "cache")
+    content = (photos / "2-1.jpg").read_bytes()
+    (photos / "2-1.jpg").write_bytes(content[: len(content) // 2])
+    cached = evaluated(capsys, *words, "--cache", tmp_path / "cache")
+    fresh = evaluated(capsys, *words, "--no-cache")
+    assert cached["rows"] == fresh["rows"] != whole["rows"]
+    assert cached["photos"] == 11 and "2-1.jpg" in cached["skipped"][0][0]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="files in use cannot be shared there anyway")
+def test_a_cache_serves_one_evaluation_at_a_time(capsys, folder, weights, tmp_path):
+    import fcntl
+
+    with open(tmp_path / "in-use", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        words = ["evaluate", folder, "--weights", weights, "--cache", str(tmp_path)]
+        assert main(words) == 1
+    assert "another evaluation" in capsys.readouterr().err
+
+
+def test_whitening_goes_on_where_it_was_interrupted(truth, params, tmp_path, monkeypatch):
+    from rmacjax.cli import whiten
+
+    monkeypatch.setattr(whiten, "KEPT_PHOTOS", 5)
+    kept = str(tmp_path / "sums.npz")
+    whole, moments = whiten.learn(params, truth.paths, SETTINGS)
+    add, calls = whiten._add_all, []
+
+    def interrupted(*arguments):
+        calls.append(len(arguments[2]))
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return add(*arguments)
+
+    monkeypatch.setattr(whiten, "_add_all", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        whiten.learn(params, truth.paths, SETTINGS, kept=kept)
+    assert os.path.exists(kept)
+    resumed, again = whiten.learn(params, truth.paths, SETTINGS, kept=kept)
+    assert calls == [5, 5, 5, 2] and again.total == moments.total
+    np.testing.assert_allclose(resumed.projection, whole.projection, rtol=1e-4, atol=1e-4)
+    assert not os.path.exists(kept)
 
 
 def test_other_ways_are_compared_and_pages_written(capsys, folder, weights, tmp_path):
