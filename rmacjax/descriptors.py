@@ -43,6 +43,10 @@ REGIONAL: tuple[Pool, ...] = ("rmac", "rgem")
 """The pools that sum over a grid of regions; the others see the whole map at once."""
 
 
+MOST_LEVELS = 20
+"""Of a grid of regions, whose number grows with the cube of the levels."""
+
+
 class Params(NamedTuple):
     """All that describing needs: a pytree whose static facts ride along without leaves.
 
@@ -66,7 +70,7 @@ class Settings:
         pool: "rmac" or "rgem", which sum over regions; or one vector per image by "mac", "spoc",
             "spoc_centre", "gem" or "crow". Each is the function of that name; GeM's exponent is the
             network's, `rmacjax.backbones.Network.gem_p`.
-        levels: scales of the region grid of "rmac" and "rgem".
+        levels: scales of the region grid of "rmac" and "rgem", at most 20 (the paper's are 3).
         with_global: whether these add the whole map as one more region (a PyTorch port's habit; the
             paper does not).
         scales: each image is described at these multiples of its size, and `join_scales` makes one
@@ -92,6 +96,8 @@ class Settings:
             raise ValueError(f"pool must be one of {', '.join(POOLS)}, not {self.pool!r}")
         if self.levels < 1:
             raise ValueError(f"levels must be at least 1, not {self.levels}")
+        if self.levels > MOST_LEVELS:
+            raise ValueError(f"levels must be at most {MOST_LEVELS}, not {self.levels}")
         if not self.scales or not all(0 < scale <= 1 for scale in self.scales):
             raise ValueError(
                 f"scales must lie above 0 and at most at 1 (images are never enlarged), not "

@@ -5,6 +5,9 @@ result re-scores the same re-ranked boxes, not the whole collection. Later work 
 count by how alike it is, so that wrong ones among the five do less harm.
 """
 
+import math
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -61,14 +64,14 @@ def alpha_expansion(
         query: (d,), unit.
         vectors: (k, d), unit rows; k may be 0. Zero rows add nothing.
         scores: (k,) similarities of the answers to the query, cosines; what is negative counts 0.
-        alpha: at least 0.
+        alpha: finite and at least 0; not looked at where it is traced.
 
     Returns:
         (d,) float32, unit; zero where the sum is zero.
 
     Raises:
         ValueError: vectors of another length than the query's, or as many scores as vectors are not
-            given.
+            given, or alpha is out of range.
 
     References:
         Radenović et al. 2018, "Fine-tuning CNN image retrieval with no human annotation"
@@ -85,6 +88,8 @@ def alpha_expansion(
             f"There are {vectors.shape[0]} vectors but the scores have shape {scores.shape}; give "
             "one score for each vector."
         )
+    if not isinstance(alpha, jax.core.Tracer) and not 0 <= float(alpha) < math.inf:
+        raise ValueError(f"alpha must be finite and at least 0, not {alpha}.")
     similarity = jnp.asarray(scores, jnp.float32)
     exponent = jnp.asarray(alpha, jnp.float32)
     # By logarithms of what is positive, so that the gradient is finite at zero.

@@ -255,6 +255,18 @@ def test_a_split_of_many_files_keeps_its_order(tmp_path, monkeypatch):
     assert builder.info.splits["database"].shard_lengths == [1] * 7
 
 
+def test_each_folder_of_a_published_set_is_kept_apart(tmp_path):
+    sources = []
+    for number, place in enumerate(("a", "b")):
+        classic(tmp_path / place, "oxford5k", ".txt")
+        photo(tmp_path / place / "jpg" / f"{NAMES[0]}.jpg", 50 + number)
+        builder = prepared("oxford5k", tmp_path / place, tmp_path / "out", SMALL)
+        sources.append(builder.as_data_source("database"))
+        truth = read_dataset("oxford5k", tmp_path / place, counts=SMALL)
+        for example, path in zip(sources[-1], truth.paths, strict=True):
+            np.testing.assert_array_equal(example["image"], load_image(path).pixels)
+
+
 def test_where_photos_are_looked_for(tmp_path, monkeypatch):
     """The folder given, the manual directory of the configuration, RMACJAX_DATA: in this order."""
     manual = tfds.download.DownloadConfig(manual_dir=tmp_path / "manual")

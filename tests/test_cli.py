@@ -641,6 +641,15 @@ def test_weights_convert_and_show(capsys, tmp_path):
     )
     assert code == 0 and "architecture" in text and "alexnet" in text and "free" in text
     assert document(run(capsys, "weights", "show", out, "--json", "-")[1])["channels"] == 256
+    before = (tmp_path / "theirs.npz").read_bytes()
+    again = tmp_path / "other name.npz"
+    again.symlink_to("theirs.npz")
+    code, _, err = run(capsys, "weights", "convert", tmp_path / "theirs.npz", again)
+    assert code == 2 and "is the file to convert" in err
+    assert (tmp_path / "theirs.npz").read_bytes() == before
+    code, _, err = run(capsys, "weights", "convert", out, tmp_path / "twice.safetensors")
+    assert code == 2 and "is one of rmacjax's own files already" in err
+    assert not (tmp_path / "twice.safetensors").exists()
     code, _, err = run(capsys, "weights", "show", tmp_path / "no.safetensors")
     assert code == 1 and "no.safetensors" in err
     code, _, err = run(capsys, "weights", "fetch", "resnet")

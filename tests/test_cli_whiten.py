@@ -23,7 +23,7 @@ from rmacjax.collection import Collection
 from rmacjax.datasets import read_ground_truth
 from rmacjax.descriptors import POOLS, Params, Settings
 from rmacjax.preprocessing import encode_png
-from rmacjax.weights import load, save
+from rmacjax.weights import describe_file, load, save
 from rmacjax.weights.calibration import measure_activation_scale
 
 SIDE = 96
@@ -158,7 +158,10 @@ def test_pairs_of_whole_photos_equal_the_oracle(params, folder, monkeypatch):
     for kept, at_once in ((1024, 64), (2, 2)):
         monkeypatch.setattr(command, "KEPT_VIEWS", kept)
         monkeypatch.setattr(command, "PAIRS", at_once)
-        learned, moments, found = command.learn_from_pairs(params, str(folder), pairs, settings)
+        learned, moments, found, used = command.learn_from_pairs(
+            params, str(folder), pairs, settings
+        )
+        assert used == len(pairs)
         assert (moments.total, found.total) == (12, 6)
         np.testing.assert_allclose(found.scatter, differences.T @ differences, atol=1e-6)
         np.testing.assert_allclose(found.mean, vectors[0::2].mean(0), atol=1e-6)
@@ -170,7 +173,7 @@ def test_pairs_of_whole_photos_equal_the_oracle(params, folder, monkeypatch):
 def test_what_differs_within_pairs_becomes_quiet(params, folder):
     settings = Settings(pool="crow")
     pairs = read_pairs(str(folder / "pairs.csv"), str(folder))
-    by_pairs, _, _ = command.learn_from_pairs(params, str(folder), pairs, settings, dimensions=5)
+    by_pairs, *_ = command.learn_from_pairs(params, str(folder), pairs, settings, dimensions=5)
     names = [view.path for pair in pairs for view in pair]
     vectors = np.asarray(describe(params, names, settings=settings), np.float64)
 
@@ -184,7 +187,10 @@ def test_what_differs_within_pairs_becomes_quiet(params, folder):
 
 def test_regions_are_paired_with_those_most_like_them(params, folder):
     pairs = [Pair(View(str(folder / "0.png")), View(str(folder / "0_twin.png")))]
-    _, _, found = command.learn_from_pairs(params, str(folder), pairs, Settings(), dimensions=5)
+    _, _, found, used = command.learn_from_pairs(
+        params, str(folder), pairs, Settings(), dimensions=5
+    )
+    assert used == len(pairs) < found.total
     regions = []
     for view in pairs[0]:
         a1 = np.asarray(activations(params, [view.path])[0], np.float64)
@@ -272,7 +278,9 @@ def test_whiten_from_a_ground_truth_and_by_regions(capsys, folder, weights, tmp_
     code, text, err = run(capsys, "whiten", *words, "--dimensions", 8, "--json", "-")
     assert code == 0, err
     report = json.loads(text)
-    assert report["pairs"] > 3 and report["regions"] == report["vectors"] > 12
+    assert report["pairs"] == 3 < report["region_matches"]
+    assert report["regions"] == report["vectors"] > 12
+    assert f"3 pairs ({report['region_matches']} pairs of regions) and" in report["origin"]
     assert report["settings"]["levels"] == 2 and "Pooling by" not in err
     assert "dimensions apart" not in err
 
@@ -284,6 +292,7 @@ def test_whiten_from_a_ground_truth_and_by_regions(capsys, folder, weights, tmp_
         (["--dimensions", "999"], "1..256"),
         (["--levels", "2"], "which gem has not"),
         (["--truth", "--pairs", "x.csv"], "exclude each other"),
+        (["--pool", "rmac", "--scales", "1", "0.5"], "belong to pools without regions"),
         (["--truth", "--shrinkage", "0.3"], "pairs are always whitened fully"),
         (["--truth", "--dimensions", "0"], "1..256"),
     ],
@@ -340,7 +349,8 @@ def test_interrupted_it_ends_cleanly(folder, weights, tmp_path):
     )
     assert done.returncode == 128 + signal.SIGINT, done.stderr
     assert "Nothing was written" in done.stderr and "Traceback" not in done.stderr
-    assert list(tmp_path.iterdir()) == []
+    # Programs that were slow to compile may be kept.
+    assert {path.name for path in tmp_path.iterdir()} <= {"compiled"}
 
 
 # What index makes of it.
@@ -404,6 +414,47 @@ def test_another_pool_than_the_whitening_was_learned_for_is_told(capsys, folder,
         assert ("was learned on vectors of rgem, not of spoc" in err) == told
 
 
+def keep(weights, path, *, settings, dtype="float32") -> str:
+    return str(
+        save(path, load(weights), origin="x", licence="none needed", settings=settings, dtype=dtype)
+    )
+
+
+def test_settings_stored_with_weights_are_taken_and_told(capsys, weights, tmp_path):
+    stored = {"pool": "rgem", "levels": 2, "with_global": True, "long_side": 512}
+    mine = keep(weights, tmp_path / "regions.safetensors", settings=stored)
+    taken = Settings(pool="rgem", levels=2, with_global=True)
+    capsys.readouterr()
+    assert chosen_settings(mine) == chosen_settings(mine, pool="rgem") == taken
+    first, side, again, _ = capsys.readouterr().err.strip().splitlines()
+    assert "Pooling by rgem, 2 levels and the whole photo as one more region" in first
+    assert "With 2 levels and the whole photo" in again and "512 pixels" in side
+    assert chosen_settings(mine, levels=4, long_side=512) == replace(taken, levels=4, long_side=512)
+    assert "512" not in (told := capsys.readouterr().err) and "levels" not in told
+    assert chosen_settings(mine, pool="rmac") == Settings()
+    whole = keep(
+        weights, tmp_path / "whole.safetensors", settings={"pool": "gem", "scales": [1.0, 0.5]}
+    )
+    capsys.readouterr()
+    assert chosen_settings(whole).scales == (1.0, 0.5)
+    assert "Pooling by gem and scales 1 0.5" in capsys.readouterr().err
+    assert chosen_settings(whole, scales=(1.0,)).scales == (1.0,)
+    assert chosen_settings(whole, pool="mac").scales == (1.0,)
+
+
+def test_whiten_keeps_half_precision_and_whitens_regions_at_one_scale(
+    capsys, folder, weights, tmp_path
+):
+    stored = {"pool": "rgem", "scales": [1.0, 0.5]}
+    half = keep(weights, tmp_path / "half.safetensors", settings=stored, dtype="float16")
+    out = tmp_path / "out.safetensors"
+    words = [folder, out, "--weights", half, "--dimensions", 4]
+    code, _, err = run(capsys, "whiten", *words)
+    assert code == 0 and "at scale 1 alone" in err, err
+    assert describe_file(out)["dtype"] == "float16"
+    assert "scales" not in stored_settings(str(out))
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
@@ -411,6 +462,7 @@ def test_another_pool_than_the_whitening_was_learned_for_is_told(capsys, folder,
         (["--scales", "big"], "scales are numbers"),
         (["--pool", "mac", "--levels", "2"], "which mac has not"),
         (["--levels", "0"], "levels must be at least 1"),
+        (["--levels", "21"], "levels must be at most 20"),
         (["--pool", "max"], "spoc_centre"),
     ],
 )

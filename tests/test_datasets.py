@@ -207,7 +207,7 @@ def own(folder):
         Query(
             str(folder / "query.png"), (3, 4, 20, 30), np.array([0, 2]), np.array([1]), boxes, "q"
         ),
-        Query(paths[1], None, NONE, NONE, {}, "b"),
+        Query(paths[1], None, NONE, np.array([1]), {}, "b"),
     ]
     return GroundTruth("mine – ours", paths, queries)
 
@@ -236,6 +236,20 @@ def test_own_format_as_people_write_it(tmp_path):
     assert truth.name == tmp_path.name
     assert (query.name, query.box_px, query.boxes) == ("query", None, {})
     assert (query.positives.tolist(), query.junk.tolist()) == ([1], [])
+
+
+def test_a_query_that_finds_itself_proves_nothing(tmp_path):
+    own(tmp_path)
+    entries = [
+        {"image": "./a.png", "positives": ["b.png"]},
+        {"image": "a.png", "positives": ["a.png"]},
+        {"image": "b.png", "positives": [], "junk": ["a.png", "b.png"]},
+    ]
+    (tmp_path / "mine.json").write_text(
+        json.dumps({"images": ["a.png", "b.png"], "queries": entries})
+    )
+    queries = read_ground_truth(tmp_path / "mine.json").queries
+    assert [query.junk.tolist() for query in queries] == [[0], [], [0, 1]]
 
 
 @pytest.mark.parametrize(
@@ -404,7 +418,7 @@ def test_without_answers(tmp_path):
     assert query.junk.tolist() == [0, 1, 2]
     assert (query.positives.size, query.hard.size, query.boxes) == (0, 0, {})
     assert (query.path, query.box_px, query.name) == (first.path, first.box_px, first.name)
-    assert absent.queries[1].junk.size == 0
+    assert absent.queries[1].junk.tolist() == second.junk.tolist()
     assert truth.queries[0].positives.tolist() == [0, 2]  # left as it was
     assert GroundTruth("x", [], []).protocol == "classic"
 

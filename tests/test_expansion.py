@@ -78,6 +78,12 @@ def test_alpha_weights_are_powers_of_the_scores(k, alpha, seed):
     np.testing.assert_allclose(equal, average_expansion(query, vectors), atol=1e-6)
 
 
+@pytest.mark.parametrize("alpha", [-1.0, float("nan"), float("inf"), jnp.float32(-0.5)])
+def test_alpha_out_of_range(alpha):
+    with pytest.raises(ValueError, match="alpha must be finite and at least 0, not"):
+        alpha_expansion(np.ones(1, np.float32), np.ones((1, 1)), np.ones(1), alpha=alpha)
+
+
 def test_alpha_expansion_under_jit_vmap_and_grad(rng):
     queries = rng.normal(size=(4, 3)).astype(np.float32)
     vectors = rng.normal(size=(4, 5, 3)).astype(np.float32)

@@ -169,6 +169,9 @@ def test_other_names_are_refused_and_not_called(tmp_path, evil, protocol):
         (b"cos\nsystem\n(U\x04truetR.", "asks for 'os.system', which is refused"),
         (b"U\x06systemU\x02os\x93.", "refused"),
         (b"U\x0bnumpy dtype(tR.", "no function"),
+        # A tuple of itself twice, 64 times, and one 3,000 deep: to write either never ends well.
+        (b")" + b"q\x00h\x00\x86" * 64 + b"U\x01a\x93.", "no text, which is refused"),
+        (b")" + b"\x85" * 3_000 + b"U\x01a\x93.", "no text, which is refused"),
     ],
 )
 def test_damaged_pickles_are_one_sentence(tmp_path, data, sentence):

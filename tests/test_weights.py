@@ -428,6 +428,45 @@ def test_pickles_run_nothing(tmp_path, zipped, function, name, protocol):
     assert not canary.exists()
 
 
+DOUBLED = b")" + b"q\x00h\x00\x86" * 64
+"""A tuple that holds the same one twice, 64 times over: to hash or write it never ends."""
+
+DEEP = b")" + b"\x85" * 900_000
+"""A tuple that hashing follows until the stack ends, and the program with it."""
+
+
+@pytest.mark.parametrize(
+    "key", [DOUBLED, DEEP, b"X\xd0\x07\x00\x00" + b"a" * 2000], ids=["doubled", "deep", "long"]
+)
+def test_keys_are_looked_at_before_they_are_hashed(tmp_path, key):
+    made = b"\x80\x02ccollections\nOrderedDict\n](](" + key + b"K\x01ee\x85R."
+    path = tmp_path / "bad.pth"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", made)
+    with pytest.raises(ValueError, match=r"bad.pth holds a dictionary with keys that are"):
+        convert(path)
+
+
+def test_pairs_that_make_a_dictionary_are_read(tmp_path):
+    ordered = b"\x80\x02ccollections\nOrderedDict\n](](X\x01\x00\x00\x00aK\x01ee\x85R."
+    assert pickles.read_pickle(io.BytesIO(ordered), {}) == {"a": 1}
+    with pytest.raises(pickles.Refusal, match="dictionary that makes no sense"):
+        pickles.read_pickle(io.BytesIO(ordered.replace(b"K\x01e", b"K\x01K\x01e")), {})
+
+
+def test_storages_keys_and_counts_are_never_hashed_or_written(tmp_path):
+    path = tmp_path / "bad.pth"
+    parts = [pickle.dumps(part, 2) for part in (0x1950A86A20F9469CFC6C, 1001, {}, {})]
+    path.write_bytes(b"".join(parts) + b"\x80\x02](" + DOUBLED + b"e.")
+    with pytest.raises(ValueError, match=r"does not hold the storages"):
+        convert(path)
+    facts = b"\x80\x02(U\x07storagectorch\nFloatStorage\nU\x010U\x03cpu" + DOUBLED + b"tQ."
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", facts)
+    with pytest.raises(ValueError, match=r"a storage whose count of numbers is none"):
+        convert(path)
+
+
 def test_whole_models_are_refused_by_name(tmp_path):
     path = tmp_path / "model.pth"
     torch.save(torch.nn.Conv2d(3, 4, 3), path)

@@ -58,7 +58,10 @@ def chosen_settings(
     scales: tuple[float, ...] | None = None,
     whiten: bool = True,
 ) -> "Settings":
-    """The settings that options ask for; the weights' own pool where no option names one.
+    """The settings that options ask for; the weights' own where no option names one.
+
+    Weights bring along their pool, and for that pool the levels, the scales and whether the whole
+    photo is a region. What is taken is said; so is a long side that they were not made for.
 
     Args:
         weights: as `rmacjax.load` takes them.
@@ -74,29 +77,60 @@ def chosen_settings(
     from rmacjax.descriptors import REGIONAL, Settings
 
     defaults = Settings()
-    chosen = pool or defaults.pool
-    grid = defaults.levels
-    with_global = defaults.with_global
-    stored = stored_settings(weights) if pool is None else {}
-    if "pool" in stored:
-        chosen = cast("Pool", str(stored["pool"]))
-        if chosen != defaults.pool:
-            say(f"Pooling by {chosen}, as the weights {weights!r} were made for (see --pool)")
-        grid = _whole(stored.get("levels"), grid)
-        with_global = bool(stored.get("with_global", with_global))
+    stored = stored_settings(weights)
+    chosen = pool or cast("Pool", str(stored.get("pool", defaults.pool)))
+    own = stored if stored.get("pool") == chosen else {}
+    grid = _whole(own.get("levels"), defaults.levels) if levels is None else levels
+    with_global = bool(own.get("with_global", defaults.with_global)) and chosen in REGIONAL
+    multiples = _multiples(own.get("scales"), defaults.scales) if scales is None else scales
     if levels is not None and chosen not in REGIONAL:
         raise ValueError(
             f"--levels counts the scales of a grid of regions, which {chosen} has not: leave it "
             f"out, or take --pool {' or '.join(REGIONAL)}"
         )
-    return Settings(
+    settings = Settings(
         long_side=defaults.long_side if long_side is None else long_side,
         pool=chosen,
-        levels=grid if levels is None else levels,
+        levels=grid,
         with_global=with_global,
-        scales=defaults.scales if scales is None else scales,
+        scales=multiples,
         whiten=whiten,
     )
+    _tell_taken(weights, settings, pool is None, levels is None, scales is None)
+    side = _whole(stored.get("long_side"), settings.long_side)
+    if side != settings.long_side:
+        say(
+            f"The weights {weights!r} were made for photos of {side} pixels along their long side, "
+            f"not {settings.long_side} (see --long-side)"
+        )
+    return settings
+
+
+def _tell_taken(
+    weights: str, settings: "Settings", own_pool: bool, own_levels: bool, own_scales: bool
+) -> None:
+    """Say which settings other than the usual ones no option asked for."""
+    usual = type(settings)()
+    taken, options = [], []
+    if own_levels and settings.levels != usual.levels:
+        taken.append(f"{settings.levels} levels")
+        options.append("--levels")
+    if settings.with_global:
+        taken.append("the whole photo as one more region")
+    if own_scales and settings.scales != usual.scales:
+        taken.append(f"scales {' '.join(f'{scale:.4g}' for scale in settings.scales)}")
+        options.append("--scales")
+    if own_pool and (settings.pool != usual.pool or taken):
+        taken.insert(0, settings.pool)
+        options.insert(0, "--pool")
+    if taken:
+        see = f" (see {', '.join(options)})" if options else ""
+        words = taken[0] if len(taken) == 1 else f"{', '.join(taken[:-1])} and {taken[-1]}"
+        say(
+            f"Pooling by {words}, as the weights {weights!r} were made for{see}"
+            if own_pool
+            else f"With {words}, as the weights {weights!r} were made for{see}"
+        )
 
 
 def warn_of_other_pool(weights: str, params: "Params", settings: "Settings") -> None:
@@ -121,3 +155,9 @@ def warn_of_other_pool(weights: str, params: "Params", settings: "Settings") -> 
 
 def _whole(value: object, default: int) -> int:
     return value if isinstance(value, int) else default
+
+
+def _multiples(value: object, default: tuple[float, ...]) -> tuple[float, ...]:
+    if not isinstance(value, list) or not all(isinstance(scale, int | float) for scale in value):
+        return default
+    return tuple(map(float, value)) or default

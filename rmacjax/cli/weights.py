@@ -64,6 +64,8 @@ def convert(
         json: Write what the file holds as JSON to this file, "-" for stdout.
     """
     check_writable(out, json)
+    if os.path.exists(source) and os.path.exists(out) and os.path.samefile(source, out):
+        raise ValueError(f"{out!r} is the file to convert: name another one to write")
     prepare()
     from rmacjax.weights import convert_file, describe_file, save
 

@@ -113,16 +113,24 @@ def whiten(
     check_writable(out, json)
     prepare()
     from rmacjax.descriptors import REGIONAL
-    from rmacjax.weights import load, provenance, save
+    from rmacjax.weights import describe_file, load, provenance, save
 
     settings = chosen_settings(
         weights, long_side=long_side, pool=pool, levels=levels, scales=at_scales
     )
+    if settings.pool in REGIONAL and len(settings.scales) > 1:
+        if at_scales is not None:
+            raise ValueError(
+                f"--scales belong to pools without regions, as regions are whitened each at one "
+                f"scale, by {settings.pool} too: leave them out"
+            )
+        say(f"The regions of {settings.pool} are whitened at scale 1 alone")
+        settings = replace(settings, scales=(1.0,))
     params = load(weights, last_pool=wanted)
     skipped: list[tuple[str, str]] = []
     if truth or pairs is not None:
         files, found = _with_pairs(photos, pairs)
-        learned, moments, of_pairs = learn_from_pairs(
+        learned, moments, of_pairs, paired = learn_from_pairs(
             params, files, found, settings, dimensions=dimensions, skipped=skipped
         )
         matched = of_pairs.total
@@ -130,9 +138,14 @@ def whiten(
         learned, moments = learn(
             params, photos, settings, dimensions=dimensions, shrinkage=shrinkage, skipped=skipped
         )
-        matched = 0
+        matched = paired = 0
     things = "region" if settings.pool in REGIONAL else "whole photo"
-    origin = _origin(photos, moments.total, things, matched, settings, learned, shrinkage)
+    told = count(paired, "pair")
+    if settings.pool in REGIONAL:
+        told += f" ({count(matched, 'pair')} of regions)"
+    origin = _origin(
+        photos, moments.total, things, told if paired else "", settings, learned, shrinkage
+    )
     name = os.path.splitext(os.path.basename(out))[0]
     known = provenance(weights)
     # What was a good score with another whitening is none with this one.
@@ -142,6 +155,7 @@ def whiten(
         params._replace(network=network, whitening=learned),
         origin=known["origin"],
         licence=known["licence"],
+        dtype="float16" if describe_file(weights).get("dtype") == "float16" else "float32",
         made_by=known["made_by"],
         source_sha256=known["source_sha256"],
         whitening_origin=origin,
@@ -159,16 +173,16 @@ def whiten(
             "vectors": moments.total,
             "channels": channels,
             "dimensions": size,
-            "pairs": matched,
+            "pairs": paired,
             "origin": origin,
             "settings": _facts(settings),
             "skipped": [{"path": path, "reason": reason} for path, reason in skipped],
         }
         if settings.pool in REGIONAL:
-            document["regions"] = moments.total
+            document |= {"regions": moments.total, "region_matches": matched}
         write_json(json, document)
     if json != "-":
-        also = f" and {count(matched, 'pair')}" if matched else ""
+        also = f" and {told}" if paired else ""
         tell(
             f"Learned on {count(moments.total, things)}{also}: {channels} channels to {size} "
             "dimensions"
@@ -237,7 +251,7 @@ def learn_from_pairs(
     *,
     dimensions: int | None = None,
     skipped: list[tuple[str, str]] | None = None,
-) -> "tuple[Whitening, Moments, PairMoments]":
+) -> "tuple[Whitening, Moments, PairMoments, int]":
     """Whitening learned from pairs of views that show the same thing.
 
     Pools with one vector per image pair those of two views. With regions, each region of the first
@@ -253,7 +267,8 @@ def learn_from_pairs(
         skipped: path and reason of photos that could not be used are added to it.
 
     Returns:
-        The whitening, the moments of all vectors, and those of the pairs.
+        The whitening, the moments of all vectors, those of the pairs of vectors, and how many pairs
+        of views these come from.
 
     Raises:
         ValueError: dimensions out of range.
@@ -273,6 +288,7 @@ def learn_from_pairs(
     before = len(unusable)
     moments: Moments | None = None
     found: PairMoments | None = None
+    used = 0
     kept: OrderedDict[View, np.ndarray] = OrderedDict()
     tried: set[View] = set()
     with progress("pairs") as update:
@@ -289,6 +305,7 @@ def learn_from_pairs(
             unusable += [(path, why) for path, why in again if path not in known]
             tried.update(fresh)
             both = [pair for pair in part if all(len(kept.get(view, ())) for view in pair)]
+            used += len(both)
             if both:
                 matches = [_matched(kept[pair.query], kept[pair.positive]) for pair in both]
                 queries, positives = (np.concatenate(rows) for rows in zip(*matches, strict=True))
@@ -304,7 +321,7 @@ def learn_from_pairs(
     if moments is None or found is None:
         raise OSError(f"there is not one pair whose photos could both be used in {_named(photos)}")
     learned = pair_whitening_from_moments(moments, found, dimensions=dimensions)
-    return learned, moments, found
+    return learned, moments, found, used
 
 
 def _shifted(
@@ -442,7 +459,7 @@ def _facts(settings: "Settings") -> dict[str, object]:
     facts: dict[str, object] = {"pool": settings.pool, "long_side": settings.long_side}
     if settings.pool in REGIONAL:
         facts |= {"levels": settings.levels, "with_global": settings.with_global}
-    if len(settings.scales) > 1:
+    if settings.scales != (1.0,):
         facts["scales"] = list(settings.scales)
     return facts
 
@@ -451,7 +468,7 @@ def _origin(
     photos: str,
     total: int,
     things: str,
-    matched: int,
+    paired: str,
     settings: "Settings",
     learned: "Whitening",
     shrinkage: float,
@@ -460,7 +477,7 @@ def _origin(
     name = os.path.basename(os.path.abspath(photos))
     size, channels = learned.projection.shape
     where = f"{things}s of the photos in" if things == "region" else f"{things}s in"
-    how = f"learned on {count(matched, 'pair')} and" if matched else "PCA, learned on"
+    how = f"learned on {paired} and" if paired else "PCA, learned on"
     words = f"{how} {total} {where} {name!r}, pooled by {settings.pool}"
-    words += "" if matched else f", shrinkage {shrinkage:g}"
+    words += "" if paired else f", shrinkage {shrinkage:g}"
     return f"{words}, {size} of {channels} dimensions"

@@ -96,12 +96,17 @@ class RetrievalBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # 
                 `download_and_prepare`'s configuration if that is there, else `default_folder`.
             counts: how much there must be; None: the published numbers.
             file_format: that of the prepared files.
-            data_dir: where they are written.
+            data_dir: where they are written; what a `folder` holds is kept for each one apart, by
+                its path.
             config: as tensorflow-datasets has it.
             version: likewise.
         """
         self._folder = None if folder is None else Path(folder).expanduser()
         self._counts = counts
+        if config is None and self._folder is not None:
+            path = os.path.abspath(self._folder)
+            known_by = hashlib.sha256(os.fsencode(path)).hexdigest()[:12]
+            config = tfds.core.BuilderConfig(name=f"folder_{known_by}", description=path)
         super().__init__(file_format=file_format, data_dir=data_dir, config=config, version=version)
 
     def _info(self) -> Any:
@@ -259,37 +264,13 @@ class Instre(RetrievalBuilder):
 class ImageFolder(RetrievalBuilder):
     """Photos of one's own, with ``ground_truth.json`` or ``ground_truth.csv`` or without.
 
-    What is prepared is kept for each folder apart, by its path. It is not renewed when photos are
-    added or changed: prepare again, with ``tfds.GenerateMode.REUSE_CACHE_IF_EXISTS`` as the
-    ``download_mode`` of the ``tfds.download.DownloadConfig``.
+    `counts` is not looked at. What is prepared is not renewed when photos are added or changed:
+    prepare again, with ``tfds.GenerateMode.REUSE_CACHE_IF_EXISTS`` as the ``download_mode`` of the
+    ``tfds.download.DownloadConfig``.
     """
 
     DATASET = "image_folder"
     MANUAL_DOWNLOAD_INSTRUCTIONS = "Put photos there, and ground_truth.json or ground_truth.csv."
-
-    def __init__(
-        self,
-        *,
-        folder: FileName | None = None,
-        counts: Counts | None = None,
-        file_format: Any = "array_record",
-        data_dir: Any = None,
-        config: Any = None,
-        version: Any = None,
-    ) -> None:
-        """Name the folder of the photos, as for all builders; `counts` is not looked at."""
-        if config is None and folder is not None:
-            path = os.path.abspath(Path(folder).expanduser())
-            known_by = hashlib.sha256(os.fsencode(path)).hexdigest()[:12]
-            config = tfds.core.BuilderConfig(name=f"folder_{known_by}", description=path)
-        super().__init__(
-            folder=folder,
-            counts=counts,
-            file_format=file_format,
-            data_dir=data_dir,
-            config=config,
-            version=version,
-        )
 
 
 class _Stored(NamedTuple):

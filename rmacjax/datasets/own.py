@@ -10,15 +10,18 @@
 Image names are relative to the file's folder; a query's image need not be one of ``images``.
 ``box`` outlines the object in the query's image (without it: the whole image), ``boxes`` in images
 of the collection, as far as known; all as left, top, right, bottom in pixels. ``positives`` may be
-an empty list: an object that is in no image. ``name``, ``box``, ``junk`` and ``boxes`` may be left
-out. With ``"protocol": "revisited"`` at the top, a query's ``hard`` lists those of its positives
-that are hard to find.
+an empty list: an object that is in no image. A query's image that is among ``images`` and in
+neither list is junk, as in a table: to find it again proves nothing. ``name``, ``box``, ``junk``
+and ``boxes`` may be left out. With ``"protocol": "revisited"`` at the top, a query's ``hard`` lists
+those of its positives that are hard to find.
 """
 
 import json
 import os
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from rmacjax.datasets.ground_truth import (
     NONE,
@@ -65,8 +68,9 @@ def read_own(path: FileName) -> GroundTruth:
         raise ValueError(f"{file} lists the image {twice} twice; name each image once.")
     paths = [str(file.parent / name) for name in names]
     check_present(paths, file)
+    places = {os.path.normpath(path): i for i, path in enumerate(paths)}
     queries = [
-        _read_query(entry, f"{file}, query {number}", file, paths, index)
+        _without_itself(_read_query(entry, f"{file}, query {number}", file, paths, index), places)
         for number, entry in enumerate(value_at(content, "queries", list, str(file)))
     ]
     protocol = content.get("protocol", "classic")
@@ -152,15 +156,24 @@ def _read_query(
     hard = look_up(names_at({"hard": []} | entry, "hard", where), index, where)
     if not set(hard.tolist()) <= set(positives.tolist()):
         raise ValueError(f"{where}: what is 'hard' should be among the 'positives'.")
+    junk = look_up(names_at({"junk": []} | entry, "junk", where), index, where)
     return Query(
         image,
         box,
         positives,
-        look_up(names_at({"junk": []} | entry, "junk", where), index, where),
+        junk,
         boxes,
         str(entry.get("name", Path(image).stem)),
         hard if hard.size else NONE,
     )
+
+
+def _without_itself(query: Query, places: dict[str, int]) -> Query:
+    """Make junk of a query's own image, where it is in the collection and neither list has it."""
+    own = places.get(os.path.normpath(query.path))
+    if own is None or own in query.positives or own in query.junk:
+        return query
+    return query._replace(junk=np.append(query.junk, own))
 
 
 def _to_ltrb(box: Box) -> list[int]:

@@ -22,6 +22,9 @@ __all__ = ["read_pickle"]
 _LARGEST = 1 << 28
 """Bytes of a file; the ground truth of a million images takes a tenth."""
 
+_LONGEST_QUOTE = 100
+"""So many characters of a file are said again in a message."""
+
 _VALUES = frozenset(
     (
         *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
@@ -148,8 +151,11 @@ def read_pickle(path: Path) -> Any:
         raise ValueError(
             f"{path} {error}; only lists, dictionaries and arrays are read."
         ) from error
+    except RecursionError as error:
+        raise ValueError(f"{path} is no ground truth: it is nested too deeply.") from error
     except (ValueError, TypeError, IndexError, KeyError, ArithmeticError) as error:
-        raise ValueError(f"{path} is damaged or no pickle: {error}.") from error
+        why = str(error)[:_LONGEST_QUOTE]
+        raise ValueError(f"{path} is damaged or no pickle: {why}.") from error
 
 
 def _run(data: bytes) -> Any:
@@ -201,9 +207,12 @@ def _run(data: bytes) -> Any:
         elif name in ("GLOBAL", "STACK_GLOBAL"):
             if name == "STACK_GLOBAL":
                 attribute, module = stack.pop(), stack.pop()
+                if not isinstance(module, str) or not isinstance(attribute, str):
+                    raise _Refusal("asks for a name that is no text, which is refused")
                 argument = f"{module} {attribute}"
             if argument not in _NAMES:
-                raise _Refusal(f"asks for {str(argument).replace(' ', '.')!r}, which is refused")
+                asked = str(argument).replace(" ", ".")[:_LONGEST_QUOTE]
+                raise _Refusal(f"asks for {asked!r}, which is refused")
             stack.append(_Name(argument))
         elif name == "REDUCE":
             arguments, function = stack.pop(), stack.pop()

@@ -22,7 +22,7 @@ from rmacjax.backbones import (
 )
 from rmacjax.descriptors import Params
 from rmacjax.weights.calibration import measure_activation_scale
-from rmacjax.weights.formats import open_tensors
+from rmacjax.weights.formats import OWN_FORMAT, open_tensors
 from rmacjax.weights.pickles import Stored
 from rmacjax.weights.retrieval import Scales, is_retrieval, read_retrieval, stated_convention
 from rmacjax.weights.schemes import NotFoldable, Scheme, known_schemes
@@ -239,6 +239,8 @@ def convert_file(
     path = Path(source)
     retrieval = None
     with open_tensors(path) as opened:
+        if opened.metadata.get("format") == OWN_FORMAT:
+            raise ValueError(f"{path} is one of rmacjax's own files already: use it as it is")
         scheme, tensors, ignored = recognise(
             opened.tensors,
             path,

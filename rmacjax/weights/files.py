@@ -36,7 +36,7 @@ from safetensors.numpy import save as serialize
 from rmacjax.backbones import ARCHITECTURES, InputConvention, Network, stride, weight_shapes
 from rmacjax.descriptors import Params
 from rmacjax.weights.conversion import as_float32, convert, file_sha256, recognise
-from rmacjax.weights.formats import Opened, open_tensors
+from rmacjax.weights.formats import OWN_FORMAT, Opened, open_tensors
 from rmacjax.weights.manifest import NAMES, find_named
 from rmacjax.weights.pickles import Stored
 from rmacjax.weights.retrieval import (
@@ -47,7 +47,7 @@ from rmacjax.weights.retrieval import (
 )
 from rmacjax.whitening import Whitening
 
-FORMAT = "rmacjax-weights"
+FORMAT = OWN_FORMAT
 FORMAT_VERSION = 1
 
 _PROVENANCE = ("origin", "licence", "made_by", "source_sha256")

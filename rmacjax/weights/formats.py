@@ -32,6 +32,9 @@ from rmacjax.weights.matconvnet import VARIABLES as MATCONVNET_VARIABLES
 from rmacjax.weights.matconvnet import read_matconvnet
 from rmacjax.weights.pickles import Refusal, Stored
 
+OWN_FORMAT = "rmacjax-weights"
+"""What this package's own files call themselves."""
+
 HDF5_START = b"\x89HDF\r\n\x1a\n"
 DEEPEST_NESTING = 16
 # What the libraries below say of broken bytes.

@@ -26,6 +26,11 @@ _LITERALS = frozenset(
     )
 )
 _KEY_TYPES = (str, int, float, bytes, type(None))
+LONGEST_KEY = 1000
+"""Characters of a text or bits of a number; names join those of what they lie in."""
+
+LONGEST_QUOTE = 100
+"""So many characters of a file are said again in a message."""
 
 
 class Stored(NamedTuple):
@@ -116,9 +121,28 @@ def is_shape(value: object) -> bool:
 def _empty_dict(*args: object) -> dict:
     if not args:
         return {}
-    if len(args) == 1 and isinstance(args[0], list | tuple):  # OrderedDict([[key, value], ...])
-        return dict(args[0])
-    raise Refusal("holds a dictionary that makes no sense")
+    if len(args) != 1 or not isinstance(args[0], list | tuple):
+        raise Refusal("holds a dictionary that makes no sense")
+    made: dict = {}
+    for pair in args[0]:  # OrderedDict([[key, value], ...])
+        if not isinstance(pair, list | tuple) or len(pair) != 2:
+            raise Refusal("holds a dictionary that makes no sense")
+        check_key(pair[0])
+        made[pair[0]] = _finished(pair[1])
+    return made
+
+
+def check_key(key: object) -> None:
+    """Refuse what is no plain key, before it is hashed: hashing a deep tuple never ends.
+
+    Raises:
+        Refusal: if it is neither a text nor a number, or a long one.
+    """
+    if not isinstance(key, _KEY_TYPES):
+        raise Refusal("holds a dictionary with keys that are no strings or numbers")
+    size = key.bit_length() if isinstance(key, int) else 0
+    if max(size, len(key) if isinstance(key, str | bytes) else 0) > LONGEST_KEY:
+        raise Refusal("holds a dictionary with keys that are too long")
 
 
 def _encode(text: str, coding: str) -> bytes:
@@ -193,7 +217,7 @@ def read_pickle(
     except Refusal:
         raise
     except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
-        raise Refusal(f"holds a damaged pickle ({error})") from error
+        raise Refusal(f"holds a damaged pickle ({str(error)[:LONGEST_QUOTE]})") from error
 
 
 def _run(
@@ -208,8 +232,9 @@ def _run(
     def look_up(module: object, name: object) -> object:
         full = f"{module}.{name}" if isinstance(module, str) and isinstance(name, str) else ""
         if full not in names:
+            asked = full[:LONGEST_QUOTE] or "a name that is no string"
             raise Refusal(
-                f"asks for {full or 'a name that is no string'}, which is refused: only tensors, "
+                f"asks for {asked}, which is refused: only tensors, "
                 "arrays, dictionaries, lists, strings and numbers are read; save the network's "
                 "state_dict() and nothing else"
             )
@@ -224,8 +249,7 @@ def _run(
         if type(target) is not dict or len(flat) % 2:
             raise Refusal("holds a dictionary that makes no sense")
         for key, value in zip(flat[::2], flat[1::2], strict=True):
-            if not isinstance(key, _KEY_TYPES):  # nor a tuple: hashing a deep one never ends
-                raise Refusal("holds a dictionary with keys that are no strings or numbers")
+            check_key(key)
             target[key] = _finished(value)
 
     def extend(target: object, items: list) -> None:

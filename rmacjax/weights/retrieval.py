@@ -153,7 +153,10 @@ def _numbers(value: object) -> tuple[float, ...]:
         value = value.read().tolist()
     if not isinstance(value, list | tuple) or not all(isinstance(v, float | int) for v in value):
         return ()
-    numbers = tuple(map(float, value))
+    try:
+        numbers = tuple(map(float, value))
+    except OverflowError:  # an integer without end
+        return ()
     return numbers if np.isfinite(numbers).all() else ()
 
 

@@ -141,7 +141,7 @@ class _Storages:
         if tag != "storage" or not isinstance(kind, _StorageType) or not isinstance(key, str):
             raise Refusal("refers to data outside the file")
         if not is_count(count):
-            raise Refusal(f"holds a storage of {count!r} numbers")
+            raise Refusal("holds a storage whose count of numbers is none")
         storage = self.by_key.get(key)
         if storage is None:
             storage = self.by_key[key] = self.open_storage(key, kind, count)
@@ -237,7 +237,9 @@ def open_legacy_checkpoint(path: Path) -> Iterator[object]:
         read_pickle(content, {})  # facts about the machine; the numbers are little-endian anyhow
         saved = read_pickle(content, _NAMES, storages.find)
         keys = read_pickle(content, {})
-        if not isinstance(keys, list) or set(keys) != set(storages.by_key):
+        # What is no text is refused before it is hashed: hashing a deep tuple never ends.
+        plain = isinstance(keys, list) and all(isinstance(key, str) for key in keys)
+        if not isinstance(keys, list) or not plain or set(keys) != set(storages.by_key):
             raise Refusal("does not hold the storages that it refers to")
         for key in keys:
             storage = storages.by_key[key]
