@@ -377,7 +377,7 @@ def test_a_first_stage_by_diffusion_is_the_functions(collection, scenes, photos)
     hits = collection.search(photos[index], top=8, rerank=0, first_stage="diffusion")
     assert [hit.path for hit in hits] == [collection.paths[i] for i in np.argsort(-wanted)[:8]]
     np.testing.assert_allclose([hit.score for hit in hits], -np.sort(-wanted)[:8], rtol=1e-3)
-    assert hits.scored_by == "filter first_stage=diffusion"
+    assert hits.scored_by == "filter first_stage=diffusion long_side=256"
     reranked = collection.search(photos[index], first_stage="diffusion", rerank=4)
     assert [hit.box_px is not None for hit in reranked].count(True) == 4
 
@@ -399,14 +399,22 @@ def test_learned_thresholds_judge_each_score_by_its_kind(collection, params, pho
     """The weights' thresholds are no part of what a descriptor is: the collection still opens."""
     plain = collection.search(photos[2], top=10, rerank=4, expand=0)
     lines = {"rerank": plain[1].score, "filter": plain[5].score}
-    network = replace(params.network, thresholds=tuple(lines.items()))
-    c = Collection.open(collection.location, params._replace(network=network))
+
+    def learned(suffix: str) -> Collection:
+        thresholds = tuple((f"{stage}{suffix}", line) for stage, line in lines.items())
+        network = replace(params.network, thresholds=thresholds)
+        return Collection.open(collection.location, params._replace(network=network))
+
+    # What was learned with photos of another size says nothing of these.
+    elsewhere = learned("").search(photos[2], top=10, rerank=4, expand=0)
+    assert [hit.found for hit in elsewhere] == [None] * 10 and elsewhere.threshold is None
+    c = learned(" long_side=256")
     judged = c.search(photos[2], top=10, rerank=4, expand=0)
     assert [hit._replace(found=None) for hit in judged] == plain.hits
     found = [hit.score >= lines["filter" if hit.box_px is None else "rerank"] for hit in judged]
     assert [hit.found for hit in judged] == found
     assert found[:4] == [True, True, False, False] and any(found[4:])
-    assert (judged.scored_by, judged.threshold) == ("rerank", lines["rerank"])
+    assert (judged.scored_by, judged.threshold) == ("rerank long_side=256", lines["rerank"])
     only = c.search(photos[2], top=10, rerank=4, expand=0, min_score="auto")
     assert only.hits == [hit for hit in judged if hit.found]
 
