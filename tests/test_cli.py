@@ -667,11 +667,8 @@ import jax, numpy as np
 from jax._src import monitoring
 seen = []
 monitoring.register_event_listener(lambda event, **_: seen.append(event))
-def slow_to_compile(x):
-    for i in range(60):
-        x = jax.numpy.sort(x @ x.T / (i + 1), axis=i % 2)
-    return x.sum()
-x = jax.jit(slow_to_compile)(np.eye(64))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)  # however fast this machine is
+x = jax.jit(lambda x: jax.lax.top_k(jax.numpy.sort(x @ x.T, axis=0), 5)[0].sum())(np.eye(64))
 print(float(x), sum(event.endswith("/cache_hits") for event in seen))
 """
 
