@@ -25,6 +25,7 @@ from rmacjax.pooling import (
     gem,
     mac,
     pad_regions,
+    region_gems,
     region_generalized_means,
     region_maxima,
     region_vectors,
@@ -105,6 +106,23 @@ class Settings:
             )
 
 
+class Embedded(NamedTuple):
+    """What the network and the pooling make of a batch: all of it differentiable.
+
+    Attributes:
+        maps: (n, h, w, c) float32 activation maps, zero beyond their valid size.
+        cells: (n, 2) int32, valid size of each map.
+        regions: (n, r, d) float32, unit rows: the vector of each region, whitened; zero where the
+            grid is padding.
+        descriptors: (n, d) float32, unit rows: the normalized sum of an image's regions.
+    """
+
+    maps: Float[Array, "n h w c"]
+    cells: Int[Array, "n 2"]
+    regions: Float[Array, "n r d"]
+    descriptors: Float[Array, "n d"]
+
+
 class Described(NamedTuple):
     """What one pass over a batch gives.
 
@@ -164,7 +182,8 @@ def pool_map(
             the first one is the whole of what is described.
         whitening: applied to each region's unit vector.
         pool: how a vector is made of a region.
-        gem_p: exponent of "gem", which may be traced, and of "rgem", a plain number.
+        gem_p: exponent of "gem" and "rgem". A traced one can be learned; for "rgem" it is slower
+            than a plain number, which is read from a table.
 
     Returns:
         (d,) float32, a unit vector (zero where there is nothing to see).
@@ -195,11 +214,12 @@ def pool_regions(
         r for pools with regions and 1 for the others.
     """
     if pool in REGIONAL:
-        vectors = (
-            region_maxima(activation_map, regions).astype(jnp.float32)
-            if pool == "rmac"
-            else region_generalized_means(activation_map, regions, float(gem_p))
-        )
+        if pool == "rmac":
+            vectors = region_maxima(activation_map, regions).astype(jnp.float32)
+        elif isinstance(gem_p, jax.Array):
+            vectors = region_gems(activation_map, regions, gem_p)
+        else:
+            vectors = region_generalized_means(activation_map, regions, gem_p)
         return region_vectors(vectors, whitening, mask=regions[:, 2] > regions[:, 0])
     top, left, bottom, right = regions[0]
     values = jnp.roll(activation_map.astype(jnp.float32), (-top, -left), axis=(0, 1))
@@ -213,6 +233,33 @@ def pool_regions(
         whole = {"mac": mac, "spoc": spoc, "spoc_centre": spoc_centre, "crow": crow}
         vector = whole[pool](values, size=size)
     return region_vectors(vector[None, :], whitening)
+
+
+def embed_batch(
+    params: Params,
+    images: Num[Array, "n H W 3"],
+    sizes: Int[Array, "n 2"] | None,
+    regions: Int[Array, "n r 4"],
+    *,
+    pool: Pool = "rmac",
+    gem_p: float | Float[Array, ""] = 3.0,
+    recompute: bool = False,
+) -> Embedded:
+    """Describe a padded batch without quantising: the one forward pass, of serving and of training.
+
+    Args:
+        params: the network, its weights and its whitening.
+        images: RGB, uint8 or float in 0..255, padded at the bottom and the right.
+        sizes: valid height and width of each image in pixels, or None where nothing is padded.
+        regions: each map's regions in cells, see `region_grid`; padding rows are empty.
+        pool: how a vector is made of a map.
+        gem_p: exponent of "gem" and "rgem"; traced where it is learned.
+        recompute: spare memory in training, see `rmacjax.backbones.forward`.
+    """
+    maps, cells = forward(params.network, params.weights, images, sizes, recompute=recompute)
+    describe = partial(pool_regions, whitening=params.whitening, pool=pool, gem_p=gem_p)
+    vectors = jax.vmap(describe)(maps, regions)
+    return Embedded(maps, cells, vectors, l2_normalize(jnp.sum(vectors, axis=1)))
 
 
 def describe_batch(
@@ -234,12 +281,9 @@ def describe_batch(
         pool: how a vector is made of a map.
         keep_regions: whether the regions' own vectors are wanted too.
     """
-    maps, cells = forward(params.network, params.weights, images, sizes)
-    describe = partial(
-        pool_regions, whitening=params.whitening, pool=pool, gem_p=params.network.gem_p
+    maps, cells, vectors, descriptors = embed_batch(
+        params, images, sizes, regions, pool=pool, gem_p=params.network.gem_p
     )
-    vectors = jax.vmap(describe)(maps, regions)
-    descriptors = l2_normalize(jnp.sum(vectors, axis=1))
     levels = quantize(maps, params.network.activation_scale)
     queries = l2_normalize(jnp.max(levels, axis=(1, 2)).astype(jnp.float32))
     return Described(descriptors, queries, levels, cells, vectors if keep_regions else None)

@@ -32,6 +32,7 @@ __all__ = [
     "gem",
     "mac",
     "pad_regions",
+    "region_gems",
     "region_generalized_means",
     "region_maxima",
     "region_vectors",
@@ -130,8 +131,7 @@ def gem(
     >>> [round(value, 3) for value in gem(np.float32([[[1, 5], [3, 2]]])).tolist()]
     [2.41, 4.051]
     """
-    if not isinstance(p, jax.Array) and not float(np.asarray(p)) > 0:
-        raise ValueError(f"p is {p}, but the exponent of a generalized mean lies above 0.")
+    _check_exponent(p)
     x = jnp.asarray(a1)
     check_map(x)
     x = x.astype(float_dtype(x.dtype))
@@ -202,6 +202,68 @@ def region_generalized_means(
     """
     table = integral_image(a1, alpha)
     return jax.vmap(box_generalized_mean, in_axes=(None, 0))(table, _clip(boxes, size))
+
+
+def region_gems(
+    a1: Num[Array | np.ndarray, "h w c"],
+    boxes: Int[Array | np.ndarray, "r 4"],
+    p: Num[ArrayLike, ""] = 10,
+    *,
+    size: Int[Array | np.ndarray, "2"] | None = None,
+) -> Float[Array, "r c"]:
+    """GeM of each box, for learning: differentiable in the map and in the exponent.
+
+    ``(mean over the box of x ** p) ** (1 / p)``, from the mean at p = 1 to the maximum as p grows.
+    It is `region_generalized_means` but for a factor that all channels of a box share; that one
+    reads a table of prefix sums, this one every cell of every box, each box by the logarithm of its
+    own maximum, so that no exponent is too large.
+
+    Args:
+        a1: activation map. Negative activations count as 0.
+        boxes: (top, left, bottom, right) in cells, traced or not; clipped to the map.
+        p: the exponent, above 0; may be traced and learned.
+        size: valid (h, w) of a padded map, to which boxes are clipped too. May be traced.
+
+    Returns:
+        (r, c) float32. Zero where a box is empty or a channel is dark in it, and so is the
+        gradient there; a dark cell has no gradient.
+
+    Raises:
+        ValueError: p not above 0 (where p is a plain number), or a map without cells.
+
+    References:
+        Radenović et al. 2018, equation 3; Tolias et al. 2016, section 4.1.
+
+    >>> map_ = np.float32([[[1], [3]], [[2], [2]]])
+    >>> pooled = region_gems(map_, np.asarray([[0, 0, 1, 2], [0, 0, 2, 2]]), 2)
+    >>> [round(value, 3) for value in pooled[:, 0].tolist()]
+    [2.236, 2.121]
+    """
+    _check_exponent(p)
+    x = jnp.asarray(a1)
+    check_map(x)
+    x = x.astype(float_dtype(x.dtype))
+    exponent = jnp.asarray(p).astype(x.dtype)
+    lit = x >= jnp.finfo(x.dtype).tiny
+    logs = jnp.log(jnp.where(lit, x, 1.0))
+    rows = jnp.arange(x.shape[0])[:, None, None]
+    columns = jnp.arange(x.shape[1])[None, :, None]
+
+    @jax.checkpoint
+    def pool(box: Array) -> Array:
+        top, left, bottom, right = box
+        inside = (rows >= top) & (rows < bottom) & (columns >= left) & (columns < right)
+        seen = inside & lit
+        some = jnp.any(seen, axis=(0, 1))
+        peak = jax.lax.stop_gradient(jnp.max(jnp.where(seen, logs, -jnp.inf), axis=(0, 1)))
+        peak = jnp.where(some, peak, 0.0)
+        below = jnp.where(seen, logs - peak[None, None, :], 0.0)
+        powers = jnp.where(seen, jnp.exp(exponent * below), 0.0)
+        mean = jnp.sum(powers, axis=(0, 1)) / jnp.maximum(jnp.sum(inside), 1).astype(x.dtype)
+        value = jnp.exp(peak + jnp.log(jnp.where(some, mean, 1.0)) / exponent)
+        return jnp.where(some, value, 0.0)
+
+    return jax.lax.map(pool, _clip(boxes, size))
 
 
 def rmac(
@@ -352,6 +414,12 @@ def pad_regions(regions: Int[np.ndarray, "r 4"], rows: int) -> Int[np.ndarray, "
     padded = np.zeros((rows, 4), np.int32)
     padded[:count] = regions
     return padded
+
+
+def _check_exponent(p: ArrayLike) -> None:
+    """Raise a ValueError where the exponent of a generalized mean is a number not above 0."""
+    if not isinstance(p, jax.Array) and not float(np.asarray(p)) > 0:
+        raise ValueError(f"p is {p}, but the exponent of a generalized mean lies above 0.")
 
 
 def _grid(a1: Array | np.ndarray, levels: int, with_global: bool) -> np.ndarray:

@@ -1,0 +1,342 @@
+"""One step of training: pure, compiled once per set of padded sizes, the same on every device.
+
+A loss over pairs needs all descriptors of the batch at once, but not all activations. So a batch
+may be cut into chunks: descriptors first, chunk by chunk, keeping nothing else; then the loss and
+its gradient in them; then each chunk once more, for its share of the gradient. The result is that
+of the whole batch, not of smaller ones. Where the batch lies on several devices (`spread`), XLA
+splits the work, and the loss still sees every pair.
+
+References:
+    Gao et al., "Scaling deep contrastive learning batch size under memory limited setup", 2021;
+    Revaud et al., "Learning with average precision", ICCV 2019 (the two passes).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Bool, Float, Int
+
+from rmacjax import losses
+from rmacjax.backbones.layers import output_size
+from rmacjax.descriptors import Params, embed_batch
+from rmacjax.finetune.batches import Batch, Block
+from rmacjax.finetune.optimizer import Rates, apply, follow, steepness
+from rmacjax.finetune.state import (
+    Forward,
+    Moments,
+    Trained,
+    TrainState,
+    running_whitening,
+    update_moments,
+)
+from rmacjax.normalization import l2_normalize
+from rmacjax.pooling import mac, region_maxima, region_vectors
+
+LossName = Literal["contrastive", "triplet", "multi-similarity", "info-nce", "smooth-ap"]
+Boxes = Literal["none", "latent", "known"]
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What is made small.
+
+    Attributes:
+        loss: of the descriptors, see `rmacjax.losses`.
+        margin: of "contrastive" and "triplet"; None for the loss's own.
+        temperature: of "info-nce" and "smooth-ap"; None for the loss's own.
+        plain: weight of the same loss on the descriptors before whitening, which keeps a "running"
+            whitening from doing all the work.
+        boxes: localization in the loss, what AML maximises: the cosine of the plain maxima of the
+            first block's images with those of a box of the last block's. "latent": AML's own box;
+            "known": boxes whose overlap with the truth the source knows; "none": left out.
+        box_weight: weight of that term.
+        box_temperature: of its cosines.
+    """
+
+    loss: LossName = "contrastive"
+    margin: float | None = None
+    temperature: float | None = None
+    plain: float = 0.0
+    boxes: Boxes = "none"
+    box_weight: float = 1.0
+    box_temperature: float = 0.05
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything static of a step.
+
+    Attributes:
+        forward: how descriptors are made.
+        objective: what is made small.
+        rates: how fast.
+        chunk: images that go through the network at once, of each block; None: all. A block's
+            images are a multiple of it.
+    """
+
+    forward: Forward
+    objective: Objective
+    rates: Rates
+    chunk: int | None = None
+
+
+class _Seen(NamedTuple):
+    """What the loss is computed from, of one block; float arrays only.
+
+    Attributes:
+        descriptors: (n, d), whitened.
+        plain: (n, c), the same before whitening.
+        queries: (n, c), the unit plain maxima of each image.
+        maps: (n, h, w, c); without rows where no loss asks for maps.
+    """
+
+    descriptors: Float[Array, "n d"]
+    plain: Float[Array, "n c"]
+    queries: Float[Array, "n c"]
+    maps: Float[Array, "_ h w c"]
+
+
+def spread(batch: Batch, devices: int | None = None) -> Batch:
+    """Lay the images of a batch out over the devices, evenly.
+
+    Args:
+        batch: each block's number of images a multiple of the devices'.
+        devices: how many of `jax.devices`; None for all.
+
+    Raises:
+        ValueError: a number of images that the devices cannot share evenly.
+    """
+    chosen = jax.devices()[:devices]
+    for block in batch.blocks:
+        if len(block.images) % len(chosen):
+            raise ValueError(
+                f"{len(block.images)} images cannot be shared evenly by {len(chosen)} devices; "
+                "choose a multiple."
+            )
+    mesh = Mesh(np.asarray(chosen), ("data",))
+    by_row = NamedSharding(mesh, PartitionSpec("data"))
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    blocks = tuple(jax.device_put(block, by_row) for block in batch.blocks)
+    return Batch(blocks, *jax.device_put(batch[1:], everywhere))
+
+
+def embed(
+    trained: Trained, moments: Moments | None, block: Block, forward: Forward, keep_maps: bool
+) -> tuple[_Seen, Moments | None]:
+    """Send images through the network and the pooling of `describe`, and follow the moments."""
+    whitening = trained.whitening
+    if moments is not None:
+        whitening = jax.lax.stop_gradient(running_whitening(moments))
+    exponent = jnp.exp(trained.log_exponent)
+    if not forward.learn_exponent:
+        exponent = jax.lax.stop_gradient(exponent)
+    seen = embed_batch(
+        Params(forward.network, trained.weights, None),
+        jnp.asarray(block.images),
+        jnp.asarray(block.sizes),
+        jnp.asarray(block.regions),
+        pool=forward.pool,
+        gem_p=exponent,
+        recompute=forward.recompute,
+    )
+    descriptors = seen.descriptors
+    if whitening is not None:
+        whiten = partial(region_vectors, whitening=whitening)
+        descriptors = l2_normalize(jnp.sum(jax.vmap(whiten)(seen.regions), axis=1))
+    now = None
+    if moments is not None:
+        rows = jax.lax.stop_gradient(seen.regions).reshape(-1, seen.regions.shape[-1])
+        counted = jnp.sum(jnp.any(rows != 0, axis=1)).astype(jnp.float32)
+        now = Moments(counted, jnp.sum(rows, axis=0), rows.T @ rows)
+    queries = l2_normalize(jax.vmap(mac)(seen.maps))
+    maps = seen.maps if keep_maps else seen.maps[:0]
+    return _Seen(descriptors, seen.descriptors, queries, maps), now
+
+
+def _objective(
+    seen: tuple[_Seen, ...], batch: Batch, plan: Plan
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """The loss, and what else is worth a column."""
+    goal = plan.objective
+    positives, negatives = losses.pair_masks(batch.labels, batch.clusters)
+    joined = jnp.concatenate([block.descriptors for block in seen])
+    main = _loss(goal)(joined, positives, negatives)
+    facts = {"descriptors": main, "found": _found(joined, positives, negatives)}
+    total = main
+    if goal.plain:
+        plain = jnp.concatenate([block.plain for block in seen])
+        facts["plain"] = _loss(goal)(plain, positives, negatives)
+        total = total + goal.plain * facts["plain"]
+    if goal.boxes != "none":
+        facts |= _boxes(seen, batch, plan)
+        total = total + goal.box_weight * facts["boxes"]
+    return total, {"loss": total} | facts
+
+
+def _loss(goal: Objective) -> Callable[[Array, Array, Array], Float[Array, ""]]:
+    """The loss of descriptors and masks; what is left out is the loss's own default."""
+    margin = {} if goal.margin is None else {"margin": goal.margin}
+    temperature = {} if goal.temperature is None else {"temperature": goal.temperature}
+    match goal.loss:
+        case "contrastive":
+            return partial(losses.contrastive, **margin)
+        case "triplet":
+            return partial(losses.triplet, **margin)
+        case "multi-similarity":
+            return losses.multi_similarity
+        case "info-nce":
+            return partial(losses.info_nce, **temperature)
+        case "smooth-ap":
+            return partial(losses.smooth_ap, **temperature)
+
+
+def _found(
+    descriptors: Float[Array, "m d"], positives: Bool[Array, "m m"], negatives: Bool[Array, "m m"]
+) -> Float[Array, ""]:
+    """Share of the images with positives whose nearest other image of the batch is one."""
+    cosines = jnp.where(positives | negatives, descriptors @ descriptors.T, -2.0)
+    nearest = jnp.argmax(cosines, axis=1)
+    asked = jnp.any(positives, axis=1)
+    right = jnp.take_along_axis(positives, nearest[:, None], axis=1)[:, 0]
+    return jnp.sum(asked & right) / jnp.maximum(jnp.sum(asked), 1)
+
+
+def _boxes(seen: tuple[_Seen, ...], batch: Batch, plan: Plan) -> dict[str, Float[Array, ""]]:
+    goal, first, last = plan.objective, seen[0], seen[-1]
+    block = batch.blocks[-1]
+    cells = output_cells(plan.forward, jnp.asarray(block.sizes))
+    if goal.boxes == "known":
+        if batch.boxes is None or batch.overlaps is None:
+            raise ValueError("The source knows no boxes; ask for latent ones.")
+        pooled = l2_normalize(jax.vmap(region_maxima)(last.maps, batch.boxes.astype(jnp.int32)))
+        loss, overlap = losses.placed(
+            first.queries, pooled, jnp.asarray(batch.overlaps), temperature=goal.box_temperature
+        )
+        return {"boxes": loss, "overlap": overlap}
+    n = len(last.queries)
+    labels, clusters = jnp.asarray(batch.labels), jnp.asarray(batch.clusters)
+    positives, negatives = losses.pair_masks(labels, clusters)
+    rows, columns = slice(0, len(first.queries)), slice(len(labels) - n, None)
+    sizes = batch.blocks[0].sizes.astype(jnp.float32)
+    cosines = losses.box_cosines(first.queries, last.maps, cells, sizes[:, 0] / sizes[:, 1])
+    loss = losses.localized(
+        cosines,
+        positives[rows, columns],
+        negatives[rows, columns],
+        temperature=goal.box_temperature,
+    )
+    return {"boxes": loss}
+
+
+def output_cells(forward: Forward, sizes: Int[Array, "n 2"]) -> Int[Array, "n 2"]:
+    """Valid cells of maps, of the valid sizes of their images in pixels."""
+    for layer in forward.network.layers:
+        sizes = output_size(layer, sizes)
+    return jnp.maximum(jnp.asarray(sizes, jnp.int32), 0)
+
+
+def gradients(
+    state: TrainState, batch: Batch, plan: Plan
+) -> tuple[Trained, dict[str, Float[Array, ""]], Moments | None]:
+    """The gradient of the loss, scalars worth a column, and the batch's moments.
+
+    Args:
+        state: from `initial_state`.
+        batch: NumPy or JAX arrays.
+        plan: what is static.
+    """
+    batch = jax.tree.map(jnp.asarray, batch)
+    keep = plan.objective.boxes != "none"
+
+    def see(trained: Trained, block: Block) -> tuple[_Seen, Moments | None]:
+        return embed(trained, state.moments, block, plan.forward, keep)
+
+    if plan.chunk is None:
+
+        def whole(trained: Trained) -> tuple[Array, tuple[dict[str, Array], list[Moments | None]]]:
+            parts = [see(trained, block) for block in batch.blocks]
+            loss, facts = _objective(tuple(part[0] for part in parts), batch, plan)
+            return loss, (facts, [part[1] for part in parts])
+
+        gradient, (facts, sums) = jax.grad(whole, has_aux=True)(state.trained)
+        return gradient, facts, _summed(sums)
+
+    chunked = [_cut(block, plan.chunk) for block in batch.blocks]
+    seen, sums = [], []
+    for blocks in chunked:
+        outputs, moments = jax.lax.map(partial(see, state.trained), blocks)
+        seen.append(jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), outputs))
+        sums.append(jax.tree.map(lambda x: jnp.sum(x, axis=0), moments))
+    backward, facts = jax.grad(_objective, has_aux=True)(tuple(seen), batch, plan)
+    gradient = jax.tree.map(jnp.zeros_like, state.trained)
+    for blocks, outputs in zip(chunked, backward, strict=True):
+        pieces = jax.tree.map(partial(_pieces, n=len(blocks.images)), outputs)
+
+        def add(total: Trained, item: tuple[Block, _Seen]) -> tuple[Trained, None]:
+            block, pulled = item
+            _, pull = jax.vjp(lambda trained: see(trained, block)[0], state.trained)
+            return jax.tree.map(jnp.add, total, pull(pulled)[0]), None
+
+        gradient, _ = jax.lax.scan(add, gradient, (blocks, pieces))
+    return gradient, facts, _summed(sums)
+
+
+def _cut(block: Block, chunk: int) -> Block:
+    n = len(block.images)
+    if n % chunk:
+        raise ValueError(f"{n} images of a block do not make whole chunks of {chunk}.")
+    return jax.tree.map(lambda x: x.reshape(n // chunk, chunk, *x.shape[1:]), block)
+
+
+def _pieces(x: Array, *, n: int) -> Array:
+    return x.reshape(n, -1, *x.shape[1:])
+
+
+def _summed(sums: list[Moments | None]) -> Moments | None:
+    total = [part for part in sums if part is not None]
+    if not total:
+        return None
+    seen, mean, second = (sum(parts[1:], parts[0]) for parts in zip(*total, strict=True))
+    seen = jnp.maximum(seen, 1.0)
+    return Moments(seen, mean / seen, second / seen)
+
+
+def _train_step(
+    state: TrainState, batch: Batch, *, plan: Plan
+) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
+    gradient, facts, now = gradients(state, batch, plan)
+    rates = plan.rates
+    trained, inner = apply(rates, gradient, state.optimizer, state.trained)
+    average = state.average
+    if average is not None:
+        average = follow(average, trained, state.step, rates.average)
+    moments = state.moments
+    if moments is not None and now is not None:
+        moments = update_moments(moments, now)
+    moved = TrainState(state.step + 1, trained, inner, average, moments)
+    length = steepness(gradient)
+    # A step that is not a number is not taken: what was learned so far can still be saved.
+    sound = jnp.isfinite(facts["loss"]) & jnp.isfinite(length)
+    kept = jax.tree.map(lambda new, old: jnp.where(sound, new, old), moved, state)
+    return kept, facts | {"gradient": length}
+
+
+train_step = jax.jit(_train_step, static_argnames=("plan",), donate_argnums=0)
+"""``state, facts = train_step(state, batch, plan=plan)``: one step, compiled per padded sizes.
+
+Args:
+    state: from `initial_state`; it is written over and not to be used again.
+    batch: NumPy or JAX arrays, laid out over the devices by `spread` where there are several.
+    plan: what is static.
+
+Returns:
+    The next state, and scalars by name: "loss", its parts, "found" (the share of images whose
+    nearest in the batch is a positive) and "gradient", the gradient's length before it is clipped.
+    Where loss or gradient is not finite the state is what it was.
+"""

@@ -1,0 +1,264 @@
+"""One step of training: the gradient of the whole batch, however it is cut up and spread."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rmacjax import losses, scenes
+from rmacjax.backbones import TORCHVISION_CONVENTION, Network, initialize, map_size
+from rmacjax.descriptors import Params, describe_batch, region_grid
+from rmacjax.finetune.batches import Batch, Block
+from rmacjax.finetune.optimizer import Rates, optimizer, rate_at
+from rmacjax.finetune.state import (
+    Forward,
+    Moments,
+    initial_state,
+    running_whitening,
+    to_params,
+    update_moments,
+)
+from rmacjax.finetune.step import Objective, Plan, embed, gradients, spread, train_step
+from rmacjax.regions import px_to_cells
+from rmacjax.whitening import Whitening
+
+NETWORK = Network("alexnet", False, TORCHVISION_CONVENTION, gem_p=10.0)
+RATES = Rates(rate=1e-4, steps=10, warmup=2)
+
+
+def block(images, sizes=None):
+    h, w = images.shape[1:3]
+    sizes = np.full((len(images), 2), (h, w), np.int32) if sizes is None else sizes
+    grids = [region_grid(*map_size(NETWORK, *size)) for size in sizes.tolist()]
+    return Block(images, sizes, np.stack(grids))
+
+
+@pytest.fixture(scope="module")
+def weights():
+    return initialize("alexnet", 0)
+
+
+@pytest.fixture(scope="module")
+def searches():
+    """Four outlined things and photos that show them, one of each unreadable."""
+    found = scenes.search_batch(
+        np.random.default_rng(0), 4, (64, 96), (96, 96), textures=scenes.texture_bank(0, 8)
+    )
+    cells = map_size(NETWORK, 96, 96)
+    labels = np.tile(np.arange(4), 2).astype(np.int32)
+    labels[[3, 7]] = -1
+    photos = block(found.photos, np.asarray([[96, 96], [96, 96], [80, 96], [96, 90]], np.int32))
+    return Batch(
+        (block(found.queries), photos),
+        labels,
+        np.tile(np.arange(4), 2).astype(np.int32),
+        np.asarray(px_to_cells(found.boxes, cells, (96, 96)), np.float32),
+        found.overlaps,
+    )
+
+
+def some_whitening():
+    """Well conditioned, so that what is compared is the step and not what rounding makes of it."""
+    rng = np.random.default_rng(1)
+    turned, _ = np.linalg.qr(rng.normal(size=(256, 48)))
+    scaled = turned.T * rng.uniform(0.5, 2, (48, 1))
+    return Whitening(np.full(256, 0.05, np.float32), scaled.astype(np.float32))
+
+
+def state_of(weights, plan, **options):
+    whitening = some_whitening() if plan.forward.whitening == "layer" else None
+    params = Params(NETWORK, weights, whitening)
+    return initial_state(params, plan.forward, optimizer(plan.rates), **options)
+
+
+def differ(a, b):
+    """The largest difference of two pytrees, each array's as a part of its largest entry."""
+    return max(
+        float(np.abs(np.asarray(x) - np.asarray(y)).max() / max(np.abs(np.asarray(x)).max(), 1e-12))
+        for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "boxes"), [("layer", "none"), ("running", "known"), ("none", "latent")]
+)
+def test_chunks_and_devices_change_nothing(weights, searches, kind, boxes):
+    """Two passes in chunks, and two devices: the gradient is that of the whole batch."""
+    goal = Objective("info-nce", plain=0.2, boxes=boxes)
+    plan = Plan(Forward(NETWORK, "rgem", True, kind), goal, RATES)
+    state = state_of(weights, plan)
+    if kind == "running":
+        rows = np.random.default_rng(2).random((500, 256)).astype(np.float32)
+        rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+        seen = Moments(jnp.float32(3), jnp.asarray(rows.mean(0)), jnp.asarray(rows.T @ rows / 500))
+        state = state._replace(moments=seen)
+    step = jax.jit(gradients, static_argnames="plan")
+    expected, facts, moments = step(state, searches, plan=plan)
+    assert float(facts["loss"]) > 0 and bool(np.isfinite(facts["loss"]))
+    cut = replace(plan, chunk=2)
+    for batch, way in ((searches, cut), (spread(searches, 2), plan), (spread(searches, 2), cut)):
+        gradient, also, now = step(state, batch, plan=way)
+        assert differ(expected, gradient) < 1e-5
+        assert differ(facts, also) < 1e-5
+        if moments is not None:
+            assert differ(moments, now) < 1e-5
+
+
+@pytest.mark.parametrize("kind", ["layer", "running"])
+def test_the_loss_sees_what_describe_gives(weights, searches, kind):
+    """The loss is that of descriptors made by the forward pass that serves."""
+    plan = Plan(Forward(NETWORK, "rmac", whitening=kind), Objective("contrastive"), RATES)
+    state = state_of(weights, plan)
+    if kind == "running":
+        rows = np.random.default_rng(2).random((500, 256)).astype(np.float32)
+        state = state._replace(
+            moments=Moments(jnp.float32(1), jnp.asarray(rows.mean(0)), jnp.asarray(rows.T @ rows))
+        )
+    params = to_params(state, plan.forward)
+    served = [
+        describe_batch(params, *jax.tree.map(jnp.asarray, tuple(block)), pool="rmac").descriptors
+        for block in searches.blocks
+    ]
+    masks = losses.pair_masks(searches.labels, searches.clusters)
+    expected = losses.contrastive(jnp.concatenate(served), *masks)
+    _, facts = train_step(state, searches, plan=plan)
+    assert float(facts["loss"]) == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_a_step_follows_the_gradient_by_the_written_rule(weights, searches):
+    """AdamW in NumPy: clipping, bias correction, decay of kernels alone; and the average."""
+    rates = Rates(rate=1e-3, steps=10, warmup=2, decay=0.1, clip=0.5, average=0.9)
+    plan = Plan(Forward(NETWORK, "mac", whitening="none"), Objective("info-nce"), rates)
+    state = state_of(weights, plan, average=True)
+    before = jax.device_get(state.trained)
+    gradient, _, _ = gradients(state, searches, plan)
+    gradient = jax.device_get(gradient)
+    length = np.sqrt(
+        sum(float((g.astype(np.float64) ** 2).sum()) for g in jax.tree.leaves(gradient))
+    )
+    moved, seen = train_step(state, searches, plan=plan)
+    assert float(seen["gradient"]) == pytest.approx(length, rel=1e-4)
+    for name, old in before.weights.items():
+        g = gradient.weights[name].astype(np.float64) * min(1, 0.5 / length)
+        # The first step's moments, their bias corrected, are the gradient and its square.
+        change = g / (np.abs(g) + 1e-8) + 0.1 * old * name.endswith(".kernel")
+        expected = old - 0.5e-3 * change
+        sure = np.abs(g) > 1e-6
+        np.testing.assert_allclose(moved.trained.weights[name][sure], expected[sure], atol=2e-6)
+        kept = old + (1 - 0.1) * (np.asarray(moved.trained.weights[name]) - old)
+        np.testing.assert_allclose(moved.average.weights[name], kept, atol=1e-6)
+    assert int(moved.step) == 1
+    assert float(moved.trained.log_exponent) == pytest.approx(np.log(10), rel=1e-6)
+
+
+def test_rates_rise_then_fall_as_a_cosine():
+    rates = Rates(rate=2.0, steps=100, warmup=10, last=0.1)
+    assert float(rate_at(rates, 0)) == pytest.approx(0.2)
+    assert float(rate_at(rates, 9)) == pytest.approx(2.0)
+    for step in (10, 40, 99):
+        part = (step - 10) / 90
+        expected = 2.0 * (0.1 + 0.9 * 0.5 * (1 + np.cos(np.pi * part)))
+        assert float(rate_at(rates, step)) == pytest.approx(expected, rel=1e-5)
+    assert float(rate_at(replace(rates, warmup=0), 0)) == pytest.approx(2.0)
+    with pytest.raises(ValueError, match="rate and clip must lie above 0"):
+        Rates(rate=0.0)
+    with pytest.raises(ValueError, match="steps must be at least 1"):
+        Rates(steps=0)
+    with pytest.raises(ValueError, match="average in 0"):
+        Rates(average=1.0)
+
+
+def test_ten_objects_are_learned_by_heart():
+    """Ten objects, two views each: the loss goes to nearly zero and each finds its other view."""
+    rng = np.random.default_rng(5)
+    first, second = scenes.training_batch(rng, 10, 64, textures=scenes.texture_bank(0, 8))
+    labels = np.tile(np.arange(10, dtype=np.int32), 2)
+    batch = Batch((block(np.concatenate([first, second])),), labels, labels)
+    rates = Rates(rate=3e-4, steps=60, warmup=5, decay=0.0)
+    plan = Plan(Forward(NETWORK, "rgem", True, "none"), Objective("info-nce"), rates)
+    state = initial_state(Params(NETWORK, initialize("alexnet", 3)), plan.forward, optimizer(rates))
+    seen = []
+    for _ in range(60):
+        state, facts = train_step(state, batch, plan=plan)
+        seen.append({name: float(value) for name, value in facts.items()})
+    assert seen[0]["found"] < 0.9 and seen[0]["loss"] > 0.5
+    assert seen[-1]["loss"] < 0.01 and seen[-1]["found"] == 1.0
+    assert float(state.trained.log_exponent) != pytest.approx(np.log(10), abs=1e-4)
+
+
+def test_a_loss_that_is_no_number_changes_nothing(weights, searches):
+    plan = Plan(Forward(NETWORK, "mac", whitening="none"), Objective("info-nce"), RATES)
+    broken = {**weights, "conv5.bias": weights["conv5.bias"].at[0].set(np.nan)}
+    state = state_of(broken, plan)
+    before = jax.device_get(state)
+    after, facts = train_step(state, searches, plan=plan)
+    assert not np.isfinite(facts["loss"])
+    for old, new in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
+        np.testing.assert_array_equal(old, new)
+
+
+def test_a_running_whitening_whitens_what_it_has_seen():
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(4000, 6)) @ rng.normal(size=(6, 6)) + rng.normal(size=6)
+    rows = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+    moments = Moments(jnp.float32(0), jnp.zeros(6), jnp.zeros((6, 6)))
+    unknown = running_whitening(moments)
+    np.testing.assert_array_equal(unknown.projection, np.eye(6))
+    for part in np.split(rows, 40):
+        now = Moments(jnp.float32(1), jnp.asarray(part.mean(0)), jnp.asarray(part.T @ part / 100))
+        moments = update_moments(moments, now, share=1e-3)
+    np.testing.assert_allclose(moments.mean, rows.mean(0), atol=1e-5)
+    whitening = running_whitening(moments, ridge=0.0)
+    white = (rows - np.asarray(whitening.mean)) @ np.asarray(whitening.projection).T
+    np.testing.assert_allclose(np.cov(white.T, bias=True), np.eye(6), atol=1e-3)
+
+
+def test_what_cannot_be_is_refused(weights, searches):
+    with pytest.raises(ValueError, match="the weights hold none"):
+        forward_ = Forward(NETWORK)
+        initial_state(Params(NETWORK, weights), forward_, optimizer(RATES))
+    with pytest.raises(ValueError, match="cannot be shared evenly by 2 devices"):
+        spread(searches._replace(blocks=(block(np.zeros((3, 64, 64, 3), np.uint8)),)), 2)
+    plan = Plan(Forward(NETWORK, whitening="none"), Objective(boxes="known"), RATES, 3)
+    state = state_of(weights, plan)
+    with pytest.raises(ValueError, match="whole chunks of 3"):
+        train_step(state, searches, plan=plan)
+    state = state_of(weights, plan)
+    with pytest.raises(ValueError, match="knows no boxes"):
+        train_step(state, searches._replace(boxes=None), plan=replace(plan, chunk=None))
+
+
+def test_bfloat16_computes_with_float32_weights(weights, searches):
+    """Nearly the same loss and gradient, and weights that stay float32."""
+    plan = Plan(Forward(NETWORK, "mac", whitening="none"), Objective("info-nce"), RATES)
+    narrow = replace(
+        plan, forward=replace(plan.forward, network=replace(NETWORK, compute_dtype="bfloat16"))
+    )
+    one, facts, _ = gradients(state_of(weights, plan), searches, plan)
+    other, narrow_facts, _ = gradients(state_of(weights, narrow), searches, narrow)
+    assert float(narrow_facts["loss"]) == pytest.approx(float(facts["loss"]), rel=0.05)
+    for name, gradient in one.weights.items():
+        also = other.weights[name]
+        assert also.dtype == jnp.float32
+        cosine = jnp.vdot(gradient, also) / jnp.linalg.norm(gradient) / jnp.linalg.norm(also)
+        assert float(cosine) > 0.9, name
+
+
+def test_recomputing_spares_memory_and_changes_nothing(weights, searches):
+    plan = Plan(Forward(NETWORK, "mac", whitening="none"), Objective("info-nce"), RATES)
+    spare = replace(plan, forward=replace(plan.forward, recompute=True))
+    state = state_of(weights, plan)
+    assert differ(gradients(state, searches, plan)[0], gradients(state, searches, spare)[0]) < 1e-5
+
+    def kept(way):
+        def see(trained):
+            first = jax.tree.map(jnp.asarray, searches.blocks[0])
+            return embed(trained, None, first, way.forward, False)[0].queries
+
+        _, pull = jax.vjp(see, state.trained)
+        arrays = [array for array in jax.tree.leaves(pull) if array.ndim == 4]
+        return sum(array.nbytes for array in arrays if len(array) == 4)
+
+    assert kept(spare) < 0.7 * kept(plan)
