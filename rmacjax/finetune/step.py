@@ -181,19 +181,21 @@ def _objective(
 
 def _loss(goal: Objective) -> Callable[[Array, Array, Array], Float[Array, ""]]:
     """The loss of descriptors and masks; what is left out is the loss's own default."""
-    margin = {} if goal.margin is None else {"margin": goal.margin}
-    temperature = {} if goal.temperature is None else {"temperature": goal.temperature}
+    margin, temperature = goal.margin, goal.temperature
     match goal.loss:
         case "contrastive":
-            return partial(losses.contrastive, **margin)
+            return (
+                losses.contrastive if margin is None else partial(losses.contrastive, margin=margin)
+            )
         case "triplet":
-            return partial(losses.triplet, **margin)
+            return losses.triplet if margin is None else partial(losses.triplet, margin=margin)
         case "multi-similarity":
             return losses.multi_similarity
         case "info-nce":
-            return partial(losses.info_nce, **temperature)
+            chosen = losses.info_nce
         case "smooth-ap":
-            return partial(losses.smooth_ap, **temperature)
+            chosen = losses.smooth_ap
+    return chosen if temperature is None else partial(chosen, temperature=temperature)
 
 
 def _found(
