@@ -30,15 +30,12 @@ from rmacjax.descriptors import (
     join_scales,
     region_grid,
 )
-from rmacjax.preprocessing import load_image, resize
+from rmacjax.preprocessing import bucket_side, load_image, resize
 
 Image = Num[np.ndarray, "_ _ 3"]
 Source = str | os.PathLike | Image
 Batch = Num[Array | np.ndarray, "n H W 3"]
 Paths = Shaped[np.ndarray, " n"]
-
-SIDES = (64, 128, 192, 256, 384, 512, 640, 768, 896, 1024)
-"""Sides of padded batches in pixels, up to a long side of 1024; beyond it, multiples of 256."""
 
 BATCH_PIXELS = {"cpu": 2**20, "gpu": 2**24, "tpu": 2**24}
 """How many pixels a batch holds at most (one image at least), by kind of device."""
@@ -78,14 +75,6 @@ class Failed(NamedTuple):
 
     index: int  # type: ignore[assignment]
     error: OSError | ValueError
-
-
-def bucket_side(side: int) -> int:
-    """The padded side, in pixels, for a side of this many pixels."""
-    for step in SIDES:
-        if side <= step:
-            return step
-    return -(-side // 256) * 256
 
 
 def batch_size(height: int, width: int) -> int:

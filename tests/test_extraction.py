@@ -14,8 +14,9 @@ import pytest
 from rmacjax import extraction
 from rmacjax.backbones import TORCHVISION_CONVENTION, Network, initialize
 from rmacjax.descriptors import Params, Settings
-from rmacjax.extraction import Extracted, Failed, activations, batch_size, bucket_side, describe
-from rmacjax.preprocessing import encode_png
+from rmacjax.extraction import Extracted, Failed, activations, batch_size, describe
+from rmacjax.preprocessing import SIDES as LADDER
+from rmacjax.preprocessing import bucket_side, encode_png
 from rmacjax.regions import rmac_regions
 from rmacjax.whitening import Whitening
 
@@ -94,7 +95,7 @@ def test_the_ladder_holds_every_side_and_wastes_little():
         padded = bucket_side(side)
         assert padded >= side
         assert padded - side < max(64, side // 2 + 1)
-    assert len({bucket_side(side) for side in range(1, 1025)}) == len(extraction.SIDES)
+    assert len({bucket_side(side) for side in range(1, 1025)}) == len(LADDER)
     assert batch_size(4096, 4096) == 1
 
 

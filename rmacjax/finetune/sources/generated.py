@@ -1,0 +1,142 @@
+"""Generated scenes: nothing is read and nothing stored, the seed is all there is to the images."""
+
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from rmacjax.finetune.sources.protocols import Drawing
+from rmacjax.scenes import search_batch, texture_bank, training_batch
+
+__all__ = ["STAGES", "GeneratedScenes", "Stage"]
+
+QUERY_SHAPES = ((1.0, 1.0), (0.75, 1.25), (1.25, 0.75))
+"""Height and width of a query as parts of two thirds of a photo's side, one after the other."""
+
+_RENEWED = 500
+"""After so many steps other textures are made: a hundred take a second or two."""
+
+_TEXTURES = 96
+
+
+class Stage(NamedTuple):
+    """What is drawn for some steps.
+
+    Attributes:
+        steps: how many steps it lasts; the last stage goes on for ever.
+        kind: "views" (the same scene twice) or "searches" (a thing, and a photo that shows it).
+        size: side of a view or a photo in pixels.
+        n: pairs per step.
+    """
+
+    steps: int
+    kind: Literal["views", "searches"]
+    size: int
+    n: int
+
+
+STAGES = (
+    Stage(900, "views", 96, 96),
+    Stage(1200, "views", 128, 64),
+    Stage(900, "searches", 192, 32),
+    Stage(3000, "searches", 256, 24),
+)
+"""What the network that ships learned from: views first, then searches."""
+
+
+class GeneratedScenes:
+    """Generated images, stage after stage.
+
+    Attributes:
+        name: "scenes".
+        stages: one after the other.
+    """
+
+    name = "scenes"
+
+    def __init__(
+        self,
+        stages: tuple[Stage, ...] = STAGES,
+        *,
+        strength: float = 0.8,
+        gray: float = 0.4,
+        reach: tuple[float, float] = (0.45, 1.5),
+        relatives: int = 4,
+    ) -> None:
+        """Say what is drawn when; nothing is drawn yet.
+
+        Args:
+            stages: one after the other, one at least.
+            strength: of the camera's changes, see `rmacjax.scenes.photograph`.
+            gray: how often colours are lost, times `strength`.
+            reach: least and greatest side of a view as a part of the scene's.
+            relatives: scenes in a row that share colours and textures.
+
+        Raises:
+            ValueError: there is no stage, or one of an unknown kind or without steps or pairs.
+        """
+        if not stages:
+            raise ValueError("generated scenes need one stage at least")
+        for stage in stages:
+            known = stage.kind in ("views", "searches")
+            if not known or stage.steps < 1 or stage.n < 2 or stage.size < 32:
+                raise ValueError(
+                    "a stage is 'views' or 'searches' with steps >= 1, size >= 32 pixels and "
+                    f"n >= 2 pairs, not {tuple(stage)}"
+                )
+        self.stages = tuple(stages)
+        self.strength = strength
+        self.gray = gray
+        self.reach = reach
+        self.relatives = relatives
+
+    def stage_of(self, step: int) -> Stage:
+        """The stage that a step belongs to.
+
+        Args:
+            step: number of the step, from 0 on.
+        """
+        for stage in self.stages:
+            if step < stage.steps:
+                return stage
+            step -= stage.steps
+        return self.stages[-1]
+
+    def draw(self, seed: int, step: int) -> Drawing:
+        """Draw a step's pairs, which depend on seed and step alone.
+
+        Args:
+            seed: the run's.
+            step: number of the step.
+
+        Returns:
+            Labels count from 0 in every step. Searches come with boxes.
+        """
+        stage = self.stage_of(step)
+        rng = np.random.default_rng([seed, step])
+        textures = texture_bank(seed + 1000 * (step // _RENEWED), _TEXTURES)
+        labels = np.arange(stage.n, dtype=np.int32)
+        if stage.kind == "views":
+            first, second = training_batch(
+                rng,
+                stage.n,
+                stage.size,
+                strength=self.strength,
+                gray=self.gray,
+                reach=self.reach,
+                relatives=self.relatives,
+                textures=textures,
+            )
+            return Drawing(first, second, labels)
+        shape = QUERY_SHAPES[step % len(QUERY_SHAPES)]
+        height, width = (int(part * stage.size * 2 / 3) for part in shape)
+        found = search_batch(
+            rng,
+            stage.n,
+            (height, width),
+            (stage.size, stage.size),
+            strength=self.strength,
+            gray=self.gray,
+            relatives=self.relatives,
+            textures=textures,
+        )
+        return Drawing(found.queries, found.photos, labels, found.boxes, found.overlaps)
