@@ -1,0 +1,1 @@
+"""Fine-tuning: the whole network trained through the pooling and the whitening."""
