@@ -1,1 +1,1 @@
-"""Fine-tuning: the whole network trained through the pooling and the whitening."""
+"""Fine-tuning: the whole network is trained through the pooling and the whitening."""

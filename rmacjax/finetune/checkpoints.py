@@ -10,13 +10,13 @@ This is the only module that knows Orbax.
 
 import base64
 import json
+import logging
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import TracebackType
 from typing import IO, Any
 
-import absl.logging
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -70,7 +70,7 @@ class Checkpoints:
                 "keep_best must be at least 0 and keep_last at least 1, not "
                 f"{keep_best} and {keep_last}: what was saved last is what a training goes on from"
             )
-        absl.logging.set_verbosity(absl.logging.ERROR)
+        logging.getLogger("absl").setLevel(logging.ERROR)
         self.folder = os.path.abspath(folder)
         self._made_with = None if made_with is None else json.loads(json.dumps(made_with))
         self._lock = _lock(self.folder)
