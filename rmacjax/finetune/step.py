@@ -54,7 +54,8 @@ class Objective:
             whitening from doing all the work.
         boxes: localization in the loss, what AML maximises: the cosine of the plain maxima of the
             first block's images with those of a box of the last block's. "latent": AML's own box;
-            "known": boxes whose overlap with the truth the source knows; "none": left out.
+            "known": boxes whose overlap with the truth the source knows, in the batches that have
+            them; "none": left out.
         box_weight: weight of that term.
         box_temperature: of its cosines.
     """
@@ -174,8 +175,9 @@ def _objective(
         facts["plain"] = _loss(goal)(plain, positives, negatives)
         total = total + goal.plain * facts["plain"]
     if goal.boxes != "none":
-        facts |= _boxes(seen, batch, plan)
-        total = total + goal.box_weight * facts["boxes"]
+        localized = _boxes(seen, batch, plan)
+        total = total + goal.box_weight * localized.get("boxes", jnp.zeros(()))
+        facts |= localized
     return total, {"loss": total} | facts
 
 
@@ -215,7 +217,7 @@ def _boxes(seen: tuple[_Seen, ...], batch: Batch, plan: Plan) -> dict[str, Float
     cells = output_cells(plan.forward, jnp.asarray(block.sizes))
     if goal.boxes == "known":
         if batch.boxes is None or batch.overlaps is None:
-            raise ValueError("The source knows no boxes; ask for latent ones.")
+            return {}
         pooled = l2_normalize(jax.vmap(region_maxima)(last.maps, batch.boxes.astype(jnp.int32)))
         loss, overlap = losses.placed(
             first.queries, pooled, jnp.asarray(batch.overlaps), temperature=goal.box_temperature

@@ -8,26 +8,22 @@ memory or in a folder that is gone afterwards. `EarlyStop` says when more traini
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple, Protocol, runtime_checkable
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
-import jax
 import numpy as np
-from jaxtyping import Int, UInt8
+from jaxtyping import Int
 
 from rmacjax.collection import Collection
 from rmacjax.datasets import GroundTruth
 from rmacjax.descriptors import Params, Settings
 from rmacjax.evaluation import first_place, mean_average_precision
-from rmacjax.extraction import DEFAULTS, Failed, extract
+from rmacjax.extraction import DEFAULTS
+from rmacjax.finetune.describing import Photos, describe_images, on_one_device
 from rmacjax.measurement import KS, Way, measure
 from rmacjax.search import all_scores, pad_rows
 
-__all__ = ["EarlyStop", "Labelled", "Validation", "Validator", "label_validator", "validator"]
-
-READ_AHEAD = 64
-"""Photos of a labelled source that are read together."""
+__all__ = ["EarlyStop", "Validation", "Validator", "label_validator", "validator"]
 
 FILTER = Way(rerank=0, expand=0)
 
@@ -49,23 +45,6 @@ class Validation(NamedTuple):
 
 
 Validator = Callable[[Params], Validation]
-
-
-@runtime_checkable
-class Labelled(Protocol):
-    """Photos of which it is known which show the same thing.
-
-    Attributes:
-        labels: (m,), equal for photos of the same thing; negative where it is not known.
-    """
-
-    labels: Int[np.ndarray, " m"]
-
-    def __len__(self) -> int:
-        """How many photos there are."""
-
-    def read(self, index: int) -> UInt8[np.ndarray, "H W 3"]:
-        """Read a photo: RGB; OSError or ValueError with a sentence where that fails."""
 
 
 class EarlyStop(NamedTuple):
@@ -134,7 +113,7 @@ def validator(
         with tempfile.TemporaryDirectory(prefix="rmacjax-validation-") as folder:
             collection = Collection.create(
                 os.path.join(folder, "collection"),
-                _on_one_device(params),
+                on_one_device(params),
                 settings=settings,
                 regions=way.first_stage == "regions",
             )
@@ -156,7 +135,7 @@ def validator(
 
 
 def label_validator(
-    source: Labelled,
+    source: Photos,
     *,
     settings: Settings = DEFAULTS,
     indices: Sequence[int] | Int[np.ndarray, " k"] | None = None,
@@ -195,15 +174,7 @@ def label_validator(
 
     def validate(params: Params) -> Validation:
         start = time.perf_counter()
-        skipped: dict[int, str] = {}
-        read: list[int] = []
-        vectors: dict[int, np.ndarray] = {}
-        photos = _read(source, held_out.tolist(), read, skipped)
-        for item in extract(_on_one_device(params), photos, settings=settings):
-            if isinstance(item, Failed):
-                skipped[read[item.index]] = str(item.error)
-            else:
-                vectors[read[item.index]] = item.descriptor
+        vectors, skipped = describe_images(params, source, held_out.tolist(), settings=settings)
         kept = np.asarray(sorted(vectors), np.int64)
         labels = source.labels[kept]
         queries = np.flatnonzero(_with_partner(labels))
@@ -228,34 +199,6 @@ def label_validator(
         return Validation(values[watch], values, time.perf_counter() - start, reasons)
 
     return validate
-
-
-def _on_one_device(params: Params) -> Params:
-    """Params that may lie on many devices, where single batches are described."""
-    on_one: Params = jax.device_put(params, jax.local_devices()[0])
-    return on_one
-
-
-def _read(
-    source: Labelled, indices: list[int], read: list[int], skipped: dict[int, str]
-) -> Iterator[UInt8[np.ndarray, "_ _ 3"]]:
-    """The photos that can be read, noting which they are, and why the others cannot."""
-
-    def attempt(index: int) -> np.ndarray | str:
-        try:
-            return source.read(index)
-        except (OSError, ValueError) as error:
-            return str(error)
-
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="read") as pool:
-        for start in range(0, len(indices), READ_AHEAD):
-            part = indices[start : start + READ_AHEAD]
-            for index, image in zip(part, pool.map(attempt, part), strict=True):
-                if isinstance(image, str):
-                    skipped[index] = image
-                else:
-                    read.append(index)
-                    yield image
 
 
 def _with_partner(labels: Int[np.ndarray, " k"]) -> np.ndarray:

@@ -8,6 +8,7 @@ Caffe's), `conversion` (which network; `schemes`: whose layout; `retrieval`: how
 whitens), `calibration` (how loud it is), `files` (our format).
 """
 
+from rmacjax.weights.calibration import measure_activation_scale
 from rmacjax.weights.conversion import Conversion, convert, convert_file
 from rmacjax.weights.fetching import fetch
 from rmacjax.weights.files import describe_file, load, locate, provenance, save
@@ -23,6 +24,7 @@ __all__ = [
     "fetch",
     "load",
     "locate",
+    "measure_activation_scale",
     "provenance",
     "save",
     "weights_folder",
