@@ -283,11 +283,11 @@ def _tell_plan(
     from rmacjax.finetune.optimizer import optimizer
     from rmacjax.finetune.planning import abstract, plan_rows, plan_run
     from rmacjax.finetune.state import initial_state
-    from rmacjax.finetune.step import spread, train_step
+    from rmacjax.finetune.step import everywhere, spread, train_step
 
     batch, per_epoch = first_batch(source, plan, run)
-    state = initial_state(
-        params, plan.forward, optimizer(plan.rates), average=plan.rates.average > 0
+    state = everywhere(
+        initial_state(params, plan.forward, optimizer(plan.rates), average=plan.rates.average > 0)
     )
     found = plan_run(
         train_step,

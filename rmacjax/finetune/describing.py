@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -18,6 +18,7 @@ READ_AHEAD = 64
 """Photos that are read together."""
 
 
+@runtime_checkable
 class Photos(Protocol):
     """Photos of which it is known which show the same thing.
 

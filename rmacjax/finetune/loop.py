@@ -24,7 +24,7 @@ from rmacjax.finetune.records import Records
 from rmacjax.finetune.sources.plans import plan_epoch
 from rmacjax.finetune.sources.protocols import Drawn, Source, is_labelled
 from rmacjax.finetune.state import TrainState, initial_state, to_params
-from rmacjax.finetune.step import Plan, spread, train_step
+from rmacjax.finetune.step import Plan, everywhere, spread, train_step
 from rmacjax.finetune.validation import EarlyStop, Validation, Validator
 from rmacjax.mining import hard_negatives
 from rmacjax.weights import measure_activation_scale
@@ -148,8 +148,8 @@ def fit(
         ValueError: the source cannot make such batches, or the folder holds another run.
         OSError: nothing can be read, or the folder cannot be written.
     """
-    state = initial_state(
-        params, plan.forward, optimizer(plan.rates), average=plan.rates.average > 0
+    state = everywhere(
+        initial_state(params, plan.forward, optimizer(plan.rates), average=plan.rates.average > 0)
     )
     place = _Place(stop=EarlyStop(run.patience))
     made_with = {

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from rmacjax import losses
 from rmacjax.backbones.layers import output_size
@@ -120,11 +120,24 @@ def spread(batch: Batch, devices: int | None = None) -> Batch:
                 f"{len(block.images)} images cannot be shared evenly by {len(chosen)} devices; "
                 "choose a multiple."
             )
-    mesh = Mesh(np.asarray(chosen), ("data",))
-    by_row = NamedSharding(mesh, PartitionSpec("data"))
-    everywhere = NamedSharding(mesh, PartitionSpec())
+    by_row = NamedSharding(_mesh(chosen), PartitionSpec("data"))
     blocks = tuple(jax.device_put(block, by_row) for block in batch.blocks)
-    return Batch(blocks, *jax.device_put(batch[1:], everywhere))
+    return Batch(blocks, *everywhere(tuple(batch[1:]), devices))
+
+
+def everywhere(arrays: PyTree, devices: int | None = None) -> PyTree:
+    """Lay a copy of every array out on each of the devices.
+
+    Args:
+        arrays: a pytree, such as a `TrainState`.
+        devices: how many of `jax.devices`; None for all.
+    """
+    mesh = _mesh(jax.devices()[:devices])
+    return jax.device_put(arrays, NamedSharding(mesh, PartitionSpec()))
+
+
+def _mesh(devices: list[jax.Device]) -> Mesh:
+    return Mesh(np.asarray(devices), ("data",))
 
 
 def embed(
