@@ -182,8 +182,8 @@ class Checkpoints:
 
         Args:
             like: a pytree of the same structure, shapes and dtypes: arrays, or
-                `jax.ShapeDtypeStruct`s. What was an array of JAX's becomes one again, laid out over
-                devices as it is here.
+                `jax.ShapeDtypeStruct`s. What is an array of JAX's here becomes one, laid out over
+                devices in the same way; one that is bound to no device becomes such a one.
             step: which one; None: the last.
 
         Returns:
@@ -215,7 +215,8 @@ class Checkpoints:
             )
             extras = _decode(read["extras"]["extras"])
         leaves = [
-            read["state"][name] if leaf.size else _empty(leaf) for name, leaf in wanted.items()
+            _placed(read["state"][name] if leaf.size else np.zeros(leaf.shape, leaf.dtype), leaf)
+            for name, leaf in wanted.items()
         ]
         return jax.tree.unflatten(jax.tree.structure(like), leaves), extras
 
@@ -226,7 +227,7 @@ class Checkpoints:
             FileNotFoundError: where there is no checkpoint of that step.
         """
         self._check_step(step)
-        for later in self.steps():
+        for later in reversed(self.steps()):  # so that the last is whole whenever this is stopped
             if later > step:
                 self._manager.delete(later)
 
@@ -350,16 +351,24 @@ def _kind(array: Any) -> str:
 
 
 def _target(leaf: Any) -> Any:
+    """Where Orbax is to put an array."""
     if isinstance(leaf, np.ndarray):
         return leaf
     here = leaf.sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here)
 
 
-def _empty(leaf: Any) -> Any:
-    """Arrays without elements are not stored: nothing is lost by making them anew."""
-    zeros = np.zeros(leaf.shape, leaf.dtype)
-    return zeros if isinstance(leaf, np.ndarray) else jax.device_put(zeros, _target(leaf).sharding)
+def _placed(array: Any, like: Any) -> Any:
+    """An array that was read, bound to devices only if the one that is wanted is.
+
+    Arrays without elements are not stored, nothing is lost by making them anew.
+    """
+    if isinstance(like, np.ndarray):
+        return array
+    bound = like.committed if isinstance(like, jax.Array) else like.sharding is not None
+    if not bound:
+        return jnp.array(np.asarray(array))
+    return array if isinstance(array, jax.Array) else jax.device_put(array, like.sharding)
 
 
 def _differences(there: Mapping[str, object], here: Mapping[str, object]) -> list[str]:
