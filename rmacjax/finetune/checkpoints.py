@@ -8,7 +8,6 @@ options), and a score where one was measured: the best and the last are kept.
 This is the only module that knows Orbax.
 """
 
-import base64
 import json
 import logging
 import os
@@ -23,6 +22,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
+
+from rmacjax.finetune.extras import from_json, to_json
 
 __all__ = ["Checkpoints"]
 
@@ -164,7 +165,7 @@ class Checkpoints:
         metrics = None
         if score is not None and not np.isnan(score):
             metrics = {"score": float(score), "step": step}
-        document = {"extras": _encode(dict(extras or {}))}
+        document = {"extras": to_json(dict(extras or {}))}
         with self._writing(step):
             self._manager.save(
                 step,
@@ -213,7 +214,7 @@ class Checkpoints:
                     state=ocp.args.StandardRestore(targets), extras=ocp.args.JsonRestore()
                 ),
             )
-            extras = _decode(read["extras"]["extras"])
+            extras = from_json(read["extras"]["extras"])
         leaves = [
             _placed(read["state"][name] if leaf.size else np.zeros(leaf.shape, leaf.dtype), leaf)
             for name, leaf in wanted.items()
@@ -394,38 +395,6 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, object]:
             _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
         )
     return flat
-
-
-def _encode(value: object) -> object:
-    """JSON's types for bytes and arrays, at any depth; a new structure, whatever was given."""
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    if isinstance(value, bytes):
-        return {"bytes": base64.b64encode(value).decode("ascii")}
-    if isinstance(value, np.ndarray | np.generic) and not value.dtype.hasobject:
-        data = base64.b64encode(np.ascontiguousarray(value).tobytes()).decode("ascii")
-        return {"array": data, "dtype": value.dtype.str, "shape": list(value.shape)}
-    if isinstance(value, list | tuple):
-        return [_encode(each) for each in value]
-    if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
-        return {"dict": {key: _encode(each) for key, each in value.items()}}
-    raise TypeError(
-        f"extras hold JSON's types with names as keys, bytes and NumPy arrays, not "
-        f"{type(value).__name__}"
-    )
-
-
-def _decode(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_decode(each) for each in value]
-    if not isinstance(value, dict):
-        return value
-    if "dict" in value:
-        return {key: _decode(each) for key, each in value["dict"].items()}
-    if "bytes" in value:
-        return base64.b64decode(value["bytes"])
-    array = np.frombuffer(base64.b64decode(value["array"]), np.dtype(value["dtype"]))
-    return array.reshape(value["shape"]).copy()
 
 
 def _first_line(error: BaseException) -> str:
