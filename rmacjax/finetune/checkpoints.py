@@ -8,10 +8,13 @@ options), and a score where one was measured: the best and the last are kept.
 This is the only module that knows Orbax.
 """
 
+import gc
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import TracebackType
 from typing import IO, Any
@@ -199,7 +202,7 @@ class Checkpoints:
         wanted = _named(like)
         place = os.path.join(self.folder, str(step))
         with self._reading(place):
-            stored = self._manager.item_metadata(step)["state"]
+            stored = _first_error_only(lambda: self._manager.item_metadata(step)["state"])
             there = {} if stored is None else {name: _kind(a) for name, a in stored.items()}
         here = {name: _kind(leaf) for name, leaf in wanted.items() if leaf.size}
         self._refuse(
@@ -208,12 +211,10 @@ class Checkpoints:
         )
         targets = {name: _target(leaf) for name, leaf in wanted.items() if leaf.size}
         with self._reading(place):
-            read = self._manager.restore(
-                step,
-                args=ocp.args.Composite(
-                    state=ocp.args.StandardRestore(targets), extras=ocp.args.JsonRestore()
-                ),
+            asked = ocp.args.Composite(
+                state=ocp.args.StandardRestore(targets), extras=ocp.args.JsonRestore()
             )
+            read = _first_error_only(lambda: self._manager.restore(step, args=asked))
             extras = from_json(read["extras"]["extras"])
         leaves = [
             _placed(read["state"][name] if leaf.size else np.zeros(leaf.shape, leaf.dtype), leaf)
@@ -298,6 +299,27 @@ class Checkpoints:
                 f"{sentence} ({listed}{rest}): continue with what it was begun with, or name "
                 "another folder"
             )
+
+
+def _first_error_only(read: Callable[[], Any]) -> Any:
+    """Read arrays, and where that fails let the first error speak for all.
+
+    Orbax reads all arrays at once and gives up at the first that fails. What becomes of the others
+    would be printed to stderr, a traceback for each, when nobody waits for them any more.
+    """
+    hook, log = sys.unraisablehook, logging.getLogger("asyncio")
+    was = log.disabled
+    sys.unraisablehook, log.disabled = lambda _: None, True
+    try:
+        try:
+            return read()
+        except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
+            sentence = _first_line(error)
+        time.sleep(0.1)
+        gc.collect()
+    finally:
+        sys.unraisablehook, log.disabled = hook, was
+    raise OSError(sentence)
 
 
 def _rank(metrics: Mapping[str, float]) -> Any:
