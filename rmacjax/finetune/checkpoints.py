@@ -8,11 +8,13 @@ options), and a score where one was measured: the best and the last are kept.
 This is the only module that knows Orbax.
 """
 
-import base64
+import gc
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import TracebackType
 from typing import IO, Any
@@ -23,6 +25,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
+
+from rmacjax.finetune.extras import from_json, to_json
 
 __all__ = ["Checkpoints"]
 
@@ -164,7 +168,7 @@ class Checkpoints:
         metrics = None
         if score is not None and not np.isnan(score):
             metrics = {"score": float(score), "step": step}
-        document = {"extras": _encode(dict(extras or {}))}
+        document = {"extras": to_json(dict(extras or {}))}
         with self._writing(step):
             self._manager.save(
                 step,
@@ -182,8 +186,8 @@ class Checkpoints:
 
         Args:
             like: a pytree of the same structure, shapes and dtypes: arrays, or
-                `jax.ShapeDtypeStruct`s. What was an array of JAX's becomes one again, laid out over
-                devices as it is here.
+                `jax.ShapeDtypeStruct`s. What is an array of JAX's here becomes one, laid out over
+                devices in the same way; one that is bound to no device becomes such a one.
             step: which one; None: the last.
 
         Returns:
@@ -198,7 +202,7 @@ class Checkpoints:
         wanted = _named(like)
         place = os.path.join(self.folder, str(step))
         with self._reading(place):
-            stored = self._manager.item_metadata(step)["state"]
+            stored = _first_error_only(lambda: self._manager.item_metadata(step)["state"])
             there = {} if stored is None else {name: _kind(a) for name, a in stored.items()}
         here = {name: _kind(leaf) for name, leaf in wanted.items() if leaf.size}
         self._refuse(
@@ -207,15 +211,14 @@ class Checkpoints:
         )
         targets = {name: _target(leaf) for name, leaf in wanted.items() if leaf.size}
         with self._reading(place):
-            read = self._manager.restore(
-                step,
-                args=ocp.args.Composite(
-                    state=ocp.args.StandardRestore(targets), extras=ocp.args.JsonRestore()
-                ),
+            asked = ocp.args.Composite(
+                state=ocp.args.StandardRestore(targets), extras=ocp.args.JsonRestore()
             )
-            extras = _decode(read["extras"]["extras"])
+            read = _first_error_only(lambda: self._manager.restore(step, args=asked))
+            extras = from_json(read["extras"]["extras"])
         leaves = [
-            read["state"][name] if leaf.size else _empty(leaf) for name, leaf in wanted.items()
+            _placed(read["state"][name] if leaf.size else np.zeros(leaf.shape, leaf.dtype), leaf)
+            for name, leaf in wanted.items()
         ]
         return jax.tree.unflatten(jax.tree.structure(like), leaves), extras
 
@@ -226,7 +229,7 @@ class Checkpoints:
             FileNotFoundError: where there is no checkpoint of that step.
         """
         self._check_step(step)
-        for later in self.steps():
+        for later in reversed(self.steps()):  # so that the last is whole whenever this is stopped
             if later > step:
                 self._manager.delete(later)
 
@@ -298,6 +301,27 @@ class Checkpoints:
             )
 
 
+def _first_error_only(read: Callable[[], Any]) -> Any:
+    """Read arrays, and where that fails let the first error speak for all.
+
+    Orbax reads all arrays at once and gives up at the first that fails. What becomes of the others
+    would be printed to stderr, a traceback for each, when nobody waits for them any more.
+    """
+    hook, log = sys.unraisablehook, logging.getLogger("asyncio")
+    was = log.disabled
+    sys.unraisablehook, log.disabled = lambda _: None, True
+    try:
+        try:
+            return read()
+        except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
+            sentence = _first_line(error)
+        time.sleep(0.1)
+        gc.collect()
+    finally:
+        sys.unraisablehook, log.disabled = hook, was
+    raise OSError(sentence)
+
+
 def _rank(metrics: Mapping[str, float]) -> Any:
     """What checkpoints are ordered by: of equal scores the first is the better."""
     return metrics["score"], -metrics["step"]
@@ -350,16 +374,24 @@ def _kind(array: Any) -> str:
 
 
 def _target(leaf: Any) -> Any:
+    """Where Orbax is to put an array."""
     if isinstance(leaf, np.ndarray):
         return leaf
     here = leaf.sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here)
 
 
-def _empty(leaf: Any) -> Any:
-    """Arrays without elements are not stored: nothing is lost by making them anew."""
-    zeros = np.zeros(leaf.shape, leaf.dtype)
-    return zeros if isinstance(leaf, np.ndarray) else jax.device_put(zeros, _target(leaf).sharding)
+def _placed(array: Any, like: Any) -> Any:
+    """An array that was read, bound to devices only if the one that is wanted is.
+
+    Arrays without elements are not stored, nothing is lost by making them anew.
+    """
+    if isinstance(like, np.ndarray):
+        return array
+    bound = like.committed if isinstance(like, jax.Array) else like.sharding is not None
+    if not bound:
+        return jnp.array(np.asarray(array))
+    return array if isinstance(array, jax.Array) else jax.device_put(array, like.sharding)
 
 
 def _differences(there: Mapping[str, object], here: Mapping[str, object]) -> list[str]:
@@ -385,38 +417,6 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, object]:
             _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
         )
     return flat
-
-
-def _encode(value: object) -> object:
-    """JSON's types for bytes and arrays, at any depth; a new structure, whatever was given."""
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    if isinstance(value, bytes):
-        return {"bytes": base64.b64encode(value).decode("ascii")}
-    if isinstance(value, np.ndarray | np.generic) and not value.dtype.hasobject:
-        data = base64.b64encode(np.ascontiguousarray(value).tobytes()).decode("ascii")
-        return {"array": data, "dtype": value.dtype.str, "shape": list(value.shape)}
-    if isinstance(value, list | tuple):
-        return [_encode(each) for each in value]
-    if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
-        return {"dict": {key: _encode(each) for key, each in value.items()}}
-    raise TypeError(
-        f"extras hold JSON's types with names as keys, bytes and NumPy arrays, not "
-        f"{type(value).__name__}"
-    )
-
-
-def _decode(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_decode(each) for each in value]
-    if not isinstance(value, dict):
-        return value
-    if "dict" in value:
-        return {key: _decode(each) for key, each in value["dict"].items()}
-    if "bytes" in value:
-        return base64.b64decode(value["bytes"])
-    array = np.frombuffer(base64.b64decode(value["array"]), np.dtype(value["dtype"]))
-    return array.reshape(value["shape"]).copy()
 
 
 def _first_line(error: BaseException) -> str:
