@@ -92,8 +92,8 @@ def finetune(
 
         rmacjax finetune mine --data ~/Pictures/objects --validate 0.2
         rmacjax finetune mine --data ~/Pictures/objects --dry-run
-        rmacjax finetune sfm --data ~/retrieval-SfM-120k --weights vgg16 --negatives 5 --chunk 4 --bfloat16 --recompute
-        rmacjax finetune new --data scenes --weights untrained:alexnet --whitening running --loss info-nce --boxes known --rate 8e-4
+        rmacjax finetune sfm --data ~/retrieval-SfM-120k --weights vgg16 --negatives 5 --chunk 4
+        rmacjax finetune new --data scenes --weights untrained:alexnet --loss info-nce --rate 8e-4
         rmacjax index ~/Pictures holiday --weights mine/best.safetensors
 
     Args:

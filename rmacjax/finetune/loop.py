@@ -168,7 +168,12 @@ def fit(
             state, extras = checkpoints.restore(state)
             place = _Place.of(extras)
         with Records(
-            folder, total_steps=plan.rates.steps, resumed_at=latest, console=console
+            folder,
+            total_steps=plan.rates.steps,
+            resumed_at=latest,
+            every=1,
+            lines_every=10,
+            console=console,
         ) as records:
             if latest is not None:
                 records.say(f"Going on after step {latest}.")

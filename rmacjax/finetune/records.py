@@ -115,6 +115,7 @@ class Records:
         total_steps: int,
         resumed_at: int | None = None,
         every: int = 10,
+        lines_every: int | None = None,
         console: Console | None = None,
     ) -> None:
         """Open a folder of records, or begin one.
@@ -124,7 +125,9 @@ class Records:
             total_steps: how many steps the whole training has.
             resumed_at: the step that the training goes on from: what was recorded after it is cut.
                 None: it begins, and earlier records in the folder go.
-            every: steps per row, and per line where the console is no terminal.
+            every: steps per row.
+            lines_every: steps per line where the console is no terminal, a multiple of `every`;
+                None: the same. A line has the means of its rows.
             console: where people look; None for nobody.
 
         Raises:
@@ -135,8 +138,12 @@ class Records:
             raise ValueError(
                 f"total_steps and every must be at least 1, not {total_steps} and {every}"
             )
+        lines = every if lines_every is None else lines_every
+        if lines < 1 or lines % every:
+            raise ValueError(f"lines_every is a multiple of every ({every}), not {lines_every}")
         self.folder = os.path.abspath(folder)
         self._total, self._every, self._console = total_steps, every, console
+        self._lines_every = lines
         try:
             os.makedirs(self.folder, exist_ok=True)
             self._steps = Sheet(os.path.join(self.folder, STEPS_FILE), until=resumed_at)
@@ -157,6 +164,7 @@ class Records:
         before = [float(row["seconds"]) for row in self._steps.rows_kept if row.get("seconds")]
         self._begun = time.monotonic() - max(before, default=0.0)
         self._waiting: list[Values] = []
+        self._rows: list[dict[str, float]] = []
         self._last = 0
         self._speed = _Speed()
         self._bar, self._task = None, TaskID(0)
@@ -231,22 +239,27 @@ class Records:
         """Write what is left, a last row too where steps have none yet."""
         if self._waiting:
             self._row(self._last)
+        if self._rows and self._bar is None:
+            self._say_row(self._last)
         if self._bar is not None:
             self._bar.stop()
         self._board.close()
 
     def _row(self, step: int) -> None:
-        lists: dict[str, list[float]] = {}
-        for values in self._waiting:
-            for name, value in values.items():
-                lists.setdefault(name, []).append(float(value))
-        means = {name: float(np.mean(each)) for name, each in lists.items()}
+        means = _means(self._waiting)
         self._waiting.clear()
         speed = self._speed.per_second()
         measured = means if speed is None else means | {"images_per_second": speed}
         self._steps.append(step, measured | {"seconds": self.seconds})
         for name, value in measured.items():
             self._board.add_scalar(_tag(name), value, step)
+        self._rows.append(measured)
+        if self._bar is not None or step % self._lines_every == 0 or step >= self._total:
+            self._say_row(step)
+
+    def _say_row(self, step: int) -> None:
+        means = _means(self._rows)
+        speed = means.pop("images_per_second", None)
         words = [f"{name} {value:.4g}" for name, value in means.items()]
         if speed is not None:
             words.append(f"{speed:.1f} images/s")
@@ -254,9 +267,20 @@ class Records:
         if left is not None and step < self._total:
             words.append(f"{duration((self._total - step) * left)} left")
         if self._bar is not None:
+            # What moves is the mean of the last lines_every steps.
+            self._rows = self._rows[-(self._lines_every // self._every) :]
             self._bar.update(self._task, completed=step, words=printable(", ".join(words)))
         else:
+            self._rows.clear()
             self.say(f"step {step} of {self._total}: {', '.join(words)}")
+
+
+def _means(rows: Sequence[Values]) -> dict[str, float]:
+    lists: dict[str, list[float]] = {}
+    for values in rows:
+        for name, value in values.items():
+            lists.setdefault(name, []).append(float(value))
+    return {name: float(np.mean(each)) for name, each in lists.items()}
 
 
 class _Speed:
