@@ -24,6 +24,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from rmacjax import backbones
 from rmacjax.backbones import CAFFE_CONVENTION, TORCHVISION_CONVENTION, InputConvention, forward
 from rmacjax.cli import main
+from rmacjax.foreign import Stored
 from rmacjax.pooling import gem
 from rmacjax.weights import (
     caffe_files,
@@ -37,7 +38,6 @@ from rmacjax.weights import (
 )
 from rmacjax.weights import retrieval as retrieval_module
 from rmacjax.weights.mat_files import read_mat
-from rmacjax.weights.pickles import Stored
 from rmacjax.whitening import whiten
 
 run = jax.jit(forward)

@@ -35,10 +35,10 @@ from safetensors.numpy import save as serialize
 
 from rmacjax.backbones import ARCHITECTURES, InputConvention, Network, stride, weight_shapes
 from rmacjax.descriptors import Params
+from rmacjax.foreign import Stored
 from rmacjax.weights.conversion import as_float32, convert, file_sha256, recognise
 from rmacjax.weights.formats import OWN_FORMAT, Opened, open_tensors
 from rmacjax.weights.manifest import NAMES, find_named
-from rmacjax.weights.pickles import Stored
 from rmacjax.weights.retrieval import (
     is_retrieval,
     learned_names,
