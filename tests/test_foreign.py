@@ -62,7 +62,7 @@ def test_names_are_the_readers_to_allow():
     assert run(b"(ca\nc\n(K\x01tRK\x02bt.", names) == ([2],)
     with pytest.raises(Refusal, match="calls something that is no constructor"):
         run(b"ca\nb\n(tR.", names)
-    with pytest.raises(UnknownName, match="asks for 'a.d', which is refused"):
+    with pytest.raises(UnknownName, match=r"asks for 'a.d', which is refused"):
         run(b"ca\nd\n.", names)
     # What a file says is shown in a way that cannot steer a terminal, and not all of it.
     with pytest.raises(UnknownName) as caught:

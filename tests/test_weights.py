@@ -56,24 +56,7 @@ from rmacjax.whitening import Whitening
 run = jax.jit(forward)
 
 
-@pytest.fixture(autouse=True)
-def not_measured(request, monkeypatch):
-    """How loud the random networks here are does not matter, and takes time to find out."""
-    if "measured" not in request.fixturenames:
-        monkeypatch.setattr(conversion, "measure_activation_scale", lambda *_: 0.25)
-
-
-@pytest.fixture
-def measured():
-    """For the test that wants to know."""
-
-
-@pytest.fixture
-def file(tmp_path):
-    """A place for one file, which is gone after the test: VGG16 is large."""
-    path = tmp_path / "file"
-    yield path
-    path.unlink(missing_ok=True)
+pytestmark = pytest.mark.usefixtures("not_measured")
 
 
 # --- every network through every reader ----------------------------------------------------------
