@@ -38,13 +38,7 @@ def fill(folder: Path, seeds) -> list[Path]:
     return paths
 
 
-@pytest.fixture(autouse=True)
-def plain(monkeypatch, tmp_path_factory):
-    """No colours, a wide terminal, nothing kept in this user's cache."""
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("compiled")))
-    monkeypatch.setenv("COLUMNS", "100")
-    monkeypatch.setenv("NO_COLOR", "1")
-    monkeypatch.delenv("RMACJAX_TRACEBACK", raising=False)
+pytestmark = pytest.mark.usefixtures("plain")
 
 
 @pytest.fixture(scope="module")

@@ -42,12 +42,7 @@ def twin(seed: int) -> np.ndarray:
     return np.clip(photo(seed) * 0.8 + noise, 0, 255).astype(np.uint8)
 
 
-@pytest.fixture(autouse=True)
-def plain(monkeypatch, tmp_path_factory):
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("compiled")))
-    monkeypatch.setenv("COLUMNS", "100")
-    monkeypatch.setenv("NO_COLOR", "1")
-    monkeypatch.delenv("RMACJAX_TRACEBACK", raising=False)
+pytestmark = pytest.mark.usefixtures("plain")
 
 
 @pytest.fixture(scope="module")

@@ -24,10 +24,10 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from rmacjax import backbones
 from rmacjax.backbones import CAFFE_CONVENTION, TORCHVISION_CONVENTION, InputConvention, forward
 from rmacjax.cli import main
+from rmacjax.foreign import Stored
 from rmacjax.pooling import gem
 from rmacjax.weights import (
     caffe_files,
-    conversion,
     convert,
     convert_file,
     describe_file,
@@ -37,25 +37,12 @@ from rmacjax.weights import (
 )
 from rmacjax.weights import retrieval as retrieval_module
 from rmacjax.weights.mat_files import read_mat
-from rmacjax.weights.pickles import Stored
 from rmacjax.whitening import whiten
 
 run = jax.jit(forward)
 
 
-@pytest.fixture(autouse=True)
-def not_measured(request, monkeypatch):
-    """How loud the random networks here are does not matter, and takes time to find out."""
-    if "shared" not in request.fixturenames:
-        monkeypatch.setattr(conversion, "measure_activation_scale", lambda *_: 0.25)
-
-
-@pytest.fixture
-def file(tmp_path):
-    """A place for one file, which is gone after the test."""
-    path = tmp_path / "file"
-    yield path
-    path.unlink(missing_ok=True)
+pytestmark = pytest.mark.usefixtures("not_measured")
 
 
 def pictures(height, width):
@@ -194,7 +181,7 @@ def test_a_resnet_goes_round(file, tmp_path):
         load(path, last_pool=True)
 
 
-def test_real_resnet18(shared):
+def test_real_resnet18(shared, measured):
     params = convert(shared / "weights" / "resnet18_layer1to3_bnfolded.npz")
     assert params.network.architecture == "resnet18-layer3"
     assert params.network.convention == TORCHVISION_CONVENTION

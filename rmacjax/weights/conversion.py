@@ -21,9 +21,9 @@ from rmacjax.backbones import (
     Weights,
 )
 from rmacjax.descriptors import Params
+from rmacjax.foreign import Stored
 from rmacjax.weights.calibration import measure_activation_scale
 from rmacjax.weights.formats import OWN_FORMAT, open_tensors
-from rmacjax.weights.pickles import Stored
 from rmacjax.weights.retrieval import Scales, is_retrieval, read_retrieval, stated_convention
 from rmacjax.weights.schemes import NotFoldable, Scheme, known_schemes
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rmacjax.backbones import InputConvention
-from rmacjax.weights.pickles import Stored
+from rmacjax.foreign import Stored
 from rmacjax.whitening import Whitening
 
 Scales = Literal["single", "multi"]
