@@ -132,7 +132,7 @@ class _Bucket:
 
 
 _describe_batch = jax.jit(describe_batch, static_argnames=("pool", "keep_regions"))
-_join_scales = jax.jit(join_scales, static_argnames=("pool", "gem_p"))
+_join_scales = jax.jit(join_scales, static_argnames=("pool", "gem_p", "whitened"))
 _forward = jax.jit(forward)
 
 
@@ -234,7 +234,7 @@ def extract(
     # Where scales are joined before they are whitened, the batches' own vectors are left as found.
     several = len(settings.scales) > 1
     alone = params
-    if several and settings.pool not in REGIONAL:
+    if several and settings.pool not in REGIONAL and not params.network.whitens_scales:
         alone = params._replace(whitening=None)
     begun: dict[int, list[np.ndarray]] = {}
     firsts: dict[int, Extracted] = {}
@@ -314,9 +314,14 @@ def _joined(
     params: Params, first: Extracted, vectors: list[np.ndarray], settings: Settings
 ) -> Extracted:
     """An image at several scales with the descriptor that they make together."""
+    network = params.network
     joined = np.asarray(
         _join_scales(
-            np.stack(vectors), params.whitening, pool=settings.pool, gem_p=params.network.gem_p
+            np.stack(vectors),
+            params.whitening,
+            pool=settings.pool,
+            gem_p=network.gem_p,
+            whitened=network.whitens_scales and params.whitening is not None,
         )
     )
     if first.regions is not None and settings.pool not in REGIONAL:

@@ -48,6 +48,8 @@ class Network:
         name: what messages call it.
         source: what `rmacjax.load` finds it again by, a known name or a file's path; empty for a
             network that was never stored.
+        whitens_scales: whether its whitening is a layer of the network, which whitens what is seen
+            at each scale before scales are joined; one that was learned afterwards comes last.
     """
 
     architecture: str
@@ -59,6 +61,7 @@ class Network:
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     name: str = ""
     source: str = ""
+    whitens_scales: bool = False
 
     def __post_init__(self) -> None:
         if self.architecture not in ARCHITECTURES:

@@ -415,7 +415,8 @@ def _whitened(
         os.replace(unfinished, kept)
     with np.load(kept) as arrays:
         mean, projection = (jnp.asarray(arrays[name]) for name in Whitening._fields)
-    return params._replace(whitening=Whitening(mean, projection))
+    network = replace(params.network, whitens_scales=False)  # it is learned afterwards
+    return params._replace(network=network, whitening=Whitening(mean, projection))
 
 
 def _described(

@@ -149,7 +149,7 @@ def whiten(
     name = os.path.splitext(os.path.basename(out))[0]
     known = provenance(weights)
     # What was a good score with another whitening is none with this one.
-    network = replace(params.network, name=name, thresholds=())
+    network = replace(params.network, name=name, thresholds=(), whitens_scales=False)
     save(
         out,
         params._replace(network=network, whitening=learned),
