@@ -11,17 +11,20 @@ import oracles
 import pytest
 
 import rmacjax
-from rmacjax import measurement
+from rmacjax import measurement, recipes
 from rmacjax.augmentation import augment
 from rmacjax.backbones import TORCHVISION_CONVENTION, Network, initialize
 from rmacjax.cli import main
+from rmacjax.cli.published import compared, departures
 from rmacjax.datasets import GroundTruth, Query
 from rmacjax.descriptors import Params, Settings
 from rmacjax.evaluation import revisited_protocol
-from rmacjax.measurement import Way, measure, trust
+from rmacjax.measurement import Row, Score, Way, measure, trust
 from rmacjax.preprocessing import encode_jpeg
+from rmacjax.recipes import RECIPES
 from rmacjax.weights import load, save
 from rmacjax.weights.calibration import measure_activation_scale
+from rmacjax.whitening import Whitening
 
 NONE = np.zeros(0, np.int64)
 SETTINGS = Settings(long_side=128)
@@ -395,6 +398,66 @@ def test_what_contradicts_itself_is_refused(capsys, words, said, tmp_path, monke
     captured = capsys.readouterr()
     assert code in (1, 2) and captured.out == "" and said in captured.err
     assert "Traceback" not in captured.err
+
+
+def test_a_recipe_gives_no_verdict_on_another_run(capsys, folder, weights, tmp_path, monkeypatch):
+    """Folders of the sets' names, with photos of our own, and weights of another network."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("oxford5k", "paris6k"):
+        shutil.copytree(folder, name)
+    words = ["--recipe", "paper-oxford5k-mac", "--no-cache", "--weights", weights]
+    capsys.readouterr()
+    with_pool = dataclasses.replace(RECIPES["paper-oxford5k-mac"], last_pool=None)
+    monkeypatch.setattr(recipes, "RECIPES", {"paper-oxford5k-mac": with_pool})
+    assert main(["evaluate", *words, "--json", "-", "--markdown", "table.md"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    (sentence,) = found["compared_with_published"]
+    assert sentence.startswith("No verdict") and sentence in (tmp_path / "table.md").read_text()
+    for part in ("+ AML + QE, mAP 74.2", "network alexnet where vgg16 is due", "12 photos where"):
+        assert part in sentence
+    assert len(found["unlike_the_recipe"]) == 3
+
+
+def test_in_what_a_run_departs_from_its_recipe(params, truth, weights, tmp_path, monkeypatch):
+    monkeypatch.setenv("RMACJAX_WEIGHTS", str(tmp_path))
+    paris = GroundTruth("paris6k", ["x"] * 6392, truth.queries[:1] * 55)
+    identity = Whitening(np.zeros(256, np.float32), np.eye(256, dtype=np.float32))
+    whitened = params._replace(whitening=identity)
+    save(tmp_path / "alexnet.safetensors", params, origin="random", licence="none needed")
+    published = RECIPES["paper-paris6k-alexnet"]
+    recipe = dataclasses.replace(published, weights="alexnet", architecture="alexnet")
+    usual = Settings()
+
+    def told(recipe=recipe, weights=weights, params=whitened, settings=usual, skipped=0):
+        return departures(recipe, weights, params, settings, paris, skipped)
+
+    assert told() == told(weights="alexnet") == []
+    assert told(published) == ["the network alexnet where alexnet-caffe is due"]
+    louder = {name: 2 * array for name, array in params.weights.items()}
+    assert told(params=whitened._replace(weights=louder)) == [f"weights {weights!r}"]
+    assert told(params=params) == ["no whitening"]
+    assert told(settings=Settings(levels=2)) == ["levels 2 where 3 is due"]
+    assert "with_global" in told(settings=Settings(with_global=True))[0]
+    assert told(skipped=2) == ["2 photos that could not be used"]
+    assert len(told(settings=Settings(512, "gem", scales=(0.5,)))) == 3
+    # A network that is given as a file is known by what it was made of.
+    file = tmp_path / "fine-tuned.safetensors"
+    facts = {"origin": "x", "licence": "none needed", "whitening_origin": "a, multi scale, of x"}
+    save(file, whitened, source_sha256="12ab", **facts)
+    given = dataclasses.replace(recipe, weights=None, source_sha256="12a", whitening_origin="a, mu")
+    assert told(given, str(file)) == []
+    assert "published file" in told(dataclasses.replace(given, source_sha256="1b"), str(file))[0]
+    other = dataclasses.replace(given, whitening_origin="a, single")
+    assert "'a, multi scale, of x'" in told(other, str(file))[0]
+    rows = measure_rows(0.9)
+    recipe = dataclasses.replace(recipe, expected={"filter": {"mAP": 91.0}}, tolerance=1.5)
+    assert compared(rows, recipe, [])[0].endswith(": as published")
+    assert compared(measure_rows(0.89), recipe, [])[0].endswith("NOT as published")
+    assert compared(rows, recipe, ["x"])[0].endswith("this run has x")
+
+
+def measure_rows(mean: float) -> list[Row]:
+    return [Row("filter", {"mAP": Score(mean, mean, mean, np.asarray([mean]))}, float("nan"), 0)]
 
 
 def test_a_recipe_without_its_photos_says_what_to_get(capsys, tmp_path, weights):

@@ -1,6 +1,7 @@
 """`rmacjax evaluate`: how good the search is where the answers are known."""
 
 import hashlib
+import inspect
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from rmacjax.datasets import GroundTruth
     from rmacjax.descriptors import Params, Settings
     from rmacjax.measurement import Trust, Way
-    from rmacjax.recipes import Recipe
     from rmacjax.retrieval import FirstStage
 
 Comparison = Literal["regions", "fused", "alpha-qe", "dba", "diffusion"]
@@ -45,27 +45,6 @@ LEAST_HITS = 0.1
 
 NEIGHBOURS = 10
 """Nearest photos that join each in the rows that are called DBA."""
-
-_FIXED = (
-    "dataset",
-    "whiten_on",
-    "pool",
-    "levels",
-    "at_scales",
-    "no_whiten",
-    "rerank",
-    "expand",
-    "long_side",
-    "last_pool",
-    "no_last_pool",
-    "queries",
-    "fusion",
-    "first_stage",
-    "distractors",
-    "reversed",
-    "subset",
-)
-"""What a recipe decides and nobody else."""
 
 
 def evaluate(
@@ -162,15 +141,18 @@ def evaluate(
     """
     given = dict(locals())  # as the command was called, for the report and the recipe's check
     from rmacjax.cli.index import pooling_choice
+    from rmacjax.cli.published import departures, recipe_of, recipes_weights
     from rmacjax.cli.scores import Facts, report
 
-    chosen = _recipe(recipe, given)
+    parameters = inspect.signature(evaluate).parameters
+    defaults = {option: parameter.default for option, parameter in parameters.items()}
+    chosen = recipe_of(recipe, given, defaults)
     wanted = pooling_choice(last_pool, no_last_pool)
     if chosen is not None:
         dataset, wanted, whiten_on = chosen.dataset, chosen.last_pool, chosen.whiten
         pool, levels, at_scales = chosen.pool, chosen.levels, chosen.scales
         rerank, expand, long_side = chosen.rerank, chosen.expand, chosen.long_side
-        weights = _recipes_weights(weights, chosen, str(recipe))
+        weights = recipes_weights(weights, chosen, str(recipe))
     if dataset is None:
         raise ValueError("name a dataset or a folder to measure on, or a --recipe")
     if no_whiten and whiten_on is not None:
@@ -235,41 +217,15 @@ def evaluate(
             recipe=None if recipe is None else str(recipe),
             options={name: value for name, value in given.items() if name not in ("json", "html")},
         )
-        report(measured, trusted, facts, chosen, markdown, json)
+        different: list[str] = []
+        if chosen is not None:
+            left_out = len(added.skipped)
+            different = departures(chosen, weights, collection.params, settings, truth, left_out)
+        report(measured, trusted, facts, chosen, different, markdown, json)
         if pages is not None:
             pages.finish(measured)
     if save_thresholds is not None:
         _save_thresholds(save_thresholds, weights, params, whiten_on, trusted, truth.name)
-
-
-def _recipe(name: str | None, given: dict[str, object]) -> "Recipe | None":
-    """The recipe of that name, after it was made sure that nothing contradicts it."""
-    if name is None:
-        return None
-    import inspect
-
-    from rmacjax.recipes import RECIPES
-
-    if name not in RECIPES:
-        raise ValueError(f"there is no recipe {name!r}; there are {', '.join(RECIPES)}")
-    defaults = inspect.signature(evaluate).parameters
-    for option in _FIXED:
-        if given[option] != defaults[option].default:
-            words = "--" + option.removesuffix("_on").removeprefix("at_").replace("_", "-")
-            what = "what is searched" if option == "dataset" else words
-            raise ValueError(f"the recipe {name!r} decides {what}: leave it out, or the recipe")
-    return RECIPES[name]
-
-
-def _recipes_weights(weights: str, recipe: "Recipe", name: str) -> str:
-    if weights != "default":
-        return weights
-    if recipe.weights is None:
-        raise ValueError(
-            f"the recipe {name!r} needs its network: rmacjax weights convert the published file, "
-            "and name it with --weights"
-        )
-    return recipe.weights
 
 
 def _read(

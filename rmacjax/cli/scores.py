@@ -116,14 +116,26 @@ def report(
     trusted: Sequence["Trust"],
     facts: Facts,
     recipe: "Recipe | None",
+    different: Sequence[str],
     markdown: str | None,
     json: str | None,
 ) -> None:
-    """Print and write the scores."""
+    """Print and write the scores.
+
+    Args:
+        measured: the rows.
+        trusted: what scores say of presence.
+        facts: what was measured.
+        recipe: what to compare with.
+        different: in what the run is not the recipe's, see `rmacjax.cli.published`.
+        markdown: a file for the table, or None.
+        json: a file for everything, "-" or None.
+    """
+    from rmacjax.cli.published import compared
     from rmacjax.pictures import duration
 
     headings, lines = _table(measured.rows)
-    verdicts = [] if recipe is None else _compared(measured.rows, recipe)
+    verdicts = [] if recipe is None else compared(measured.rows, recipe, different)
     differences = _differences(measured.rows)
     if json != "-":
         table(headings, lines)
@@ -152,6 +164,7 @@ def report(
                 "differences": differences,
                 "trust": [_trust_document(each) for each in trusted],
                 "compared_with_published": verdicts,
+                "unlike_the_recipe": list(different),
                 "seconds_per_query": {k: round(t, 6) for k, t in measured.seconds.items()},
             },
         )
@@ -237,24 +250,6 @@ def _differences(rows: Sequence["Row"]) -> list[dict[str, object]]:
                 }
             )
     return found
-
-
-def _compared(rows: Sequence["Row"], recipe: "Recipe") -> list[str]:
-    """What was published beside what was measured, a sentence each."""
-    measured = {row.name: row.scores for row in rows}
-    sentences = []
-    for number, (row, scores) in enumerate(recipe.expected.items()):
-        allowed = recipe.tolerance * (2 if number else 1)
-        for name, expected in scores.items():
-            if row not in measured or name not in measured[row]:
-                continue
-            got = 100 * measured[row][name].mean
-            verdict = "as published" if abs(got - expected) <= allowed else "NOT as published"
-            sentences.append(
-                f"{row}, {name}: {got:.1f}, published {expected:.1f} ({recipe.source}), "
-                f"may be {allowed:g} off: {verdict}"
-            )
-    return sentences
 
 
 def _in_words(each: "Trust") -> str:
