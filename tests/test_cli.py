@@ -363,6 +363,12 @@ def test_search_writes_page_and_picture(capsys, made, tmp_path):
         (["--expand-alpha", "-1"], 2, "exponent"),
         (["--augment", "-1"], 2, "augment"),
         (["--augment", "2", "--first-stage", "regions"], 2, "another first stage"),
+        (["--expand-alpha", "3", "--expand", "0"], 2, "with --expand 0 none do"),
+        (["--expand-alpha", "3", "--rerank", "0"], 2, "with --rerank 0 none do"),
+        (["--fusion", "0.5", "--rerank", "0"], 2, "--rerank 0 looks for none"),
+        (["--instances", "2", "--rerank", "0"], 2, "--rerank 0 looks for none"),
+        (["--augment", "2", "--rerank", "all"], 2, "every one is"),
+        (["--first-stage", "diffusion", "--rerank", "all"], 2, "every one is"),
         (["--min-score", "high"], 2, "min-score"),
         (["--min-score", "auto"], 2, "evaluate --save-thresholds"),
         (["--fusion", "1.5"], 2, "0..1"),
@@ -375,6 +381,30 @@ def test_search_refuses(capsys, made, options, code, sentence):
     found, out, err = run(capsys, "search", target, paths[0], *options)
     assert (found, out) == (code, "")
     assert sentence in err and "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("options", "idle"),
+    [
+        (["--augment", 2], "--augment 2 changed nothing"),
+        (["--first-stage", "diffusion"], "--first-stage diffusion changed nothing"),
+        (["--augment", 2, "--rerank", 2], None),
+        (["--augment", 2, "--fusion", 0.5], None),
+        (["--first-stage", "diffusion", "--rerank", 0, "--expand", 0], None),
+    ],
+)
+def test_options_that_change_nothing_are_told_and_change_nothing(capsys, made, options, idle):
+    target, paths = made
+    words = ["search", target, paths[0]]
+    code, _, err = run(capsys, *words, *options)
+    assert code == 0 and ("changed nothing" in err) == (idle is not None)
+    if idle is not None:
+        assert f"{idle} in the order: all 5 photos" in err
+        plain, other = (
+            [(hit["path"], hit["score"]) for hit in document(run(capsys, *all_)[1])["hits"]]
+            for all_ in ([*words, "--json", "-"], [*words, *options, "--json", "-"])
+        )
+        assert plain == other
 
 
 def test_not_found_is_an_answer(capsys, made, tmp_path):

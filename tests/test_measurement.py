@@ -390,6 +390,12 @@ def test_thresholds_are_saved_with_the_weights(capsys, folder, weights, tmp_path
         (["--recipe", "sfm-gem-oxford5k"], "--weights"),
         ([], "dataset"),
         (["x", "--cache", "y", "--no-cache"], "--no-cache"),
+        (["x", "--fusion", "0.5", "--rerank", "0"], "looks for none"),
+        (["x", "--data-dir", "y"], "leave it out"),
+        ([".", "--also", "fused", "--fusion", "0.5"], "once more"),
+        ([".", "--also", "regions", "--first-stage", "regions"], "once more"),
+        ([".", "--also", "diffusion", "--first-stage", "diffusion"], "once more"),
+        ([".", "--also", "dba", "--first-stage", "regions"], "does not compare"),
     ],
 )
 def test_what_contradicts_itself_is_refused(capsys, words, said, tmp_path, monkeypatch):

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, arg
 
+from rmacjax.cli.comparisons import Comparison, compared_ways, refuse_comparisons
 from rmacjax.cli.describing import LevelsChoice, PoolChoice, ScalesChoice
+from rmacjax.cli.effects import IDLE_EXPANSION, refuse_idle
 from rmacjax.cli.terminal import (
     FirstStageName,
     Flag,
@@ -29,22 +31,10 @@ if TYPE_CHECKING:
     from rmacjax.collection import AddReport, Collection
     from rmacjax.datasets import GroundTruth
     from rmacjax.descriptors import Params, Settings
-    from rmacjax.measurement import Trust, Way
-    from rmacjax.retrieval import FirstStage
-
-Comparison = Literal["regions", "fused", "alpha-qe", "dba", "diffusion"]
-
-FUSED = 0.5
-"""Share of the whole photo in the rows that are called fused."""
-
-ALPHA = 3.0
-"""Exponent of alpha query expansion in the row that is called so."""
+    from rmacjax.measurement import Trust
 
 LEAST_HITS = 0.1
 """A threshold that finds a smaller share of what is there is not worth keeping."""
-
-NEIGHBOURS = 10
-"""Nearest photos that join each in the rows that are called DBA."""
 
 
 def evaluate(
@@ -159,6 +149,15 @@ def evaluate(
         raise ValueError("--whiten and --no-whiten contradict each other: leave one out")
     if no_cache and cache is not None:
         raise ValueError("--cache and --no-cache contradict each other: leave one out")
+    refuse_comparisons(also, rerank=rerank, expand=expand, fusion=fusion, first_stage=first_stage)
+    refuse_idle(
+        rerank=rerank, expand=expand, fusion=fusion, first_stage=first_stage, filter_shown=True
+    )
+    published = any(name is not None and _is_published(name) for name in (dataset, whiten_on))
+    if data_dir is not None and not published:
+        raise ValueError(
+            "--data-dir says where published sets lie, and only folders are named: leave it out"
+        )
     check_writable(markdown, json, save_thresholds)
     prepare()
     from rmacjax.cli.describing import chosen_settings, warn_of_other_pool
@@ -168,6 +167,10 @@ def evaluate(
     truth, more = _read(dataset, data_dir, reversed, subset, distractors)
     if not truth.queries:
         raise ValueError(f"{truth.name} has no queries: say in its ground truth what to search for")
+    if queries == "whole" and all(query.box_px is None for query in truth.queries):
+        say(f"--queries whole changes nothing: no query of {truth.name} has an outline")
+    if rerank == 0 and expand > 0:
+        say(IDLE_EXPANSION)
     params = load(weights, last_pool=wanted)
     settings = chosen_settings(
         weights,
@@ -177,7 +180,14 @@ def evaluate(
         scales=at_scales,
         whiten=not no_whiten,
     )
-    ways = _ways(len(truth.paths), also, rerank, expand, fusion, first_stage)
+    ways = compared_ways(
+        len(truth.paths),
+        also,
+        rerank=rerank,
+        expand=expand,
+        fusion=fusion,
+        first_stage=first_stage,
+    )
     regions = any(way.first_stage == "regions" for way in ways)
     with _kept_in(cache, no_cache) as folder:
         if whiten_on is not None:
@@ -228,6 +238,13 @@ def evaluate(
         _save_thresholds(save_thresholds, weights, params, whiten_on, trusted, truth.name)
 
 
+def _is_published(name: str) -> bool:
+    """Whether it names a published set, and no folder here."""
+    from rmacjax.datasets import KNOWN
+
+    return name in KNOWN and not os.path.isdir(name)
+
+
 def _read(
     dataset: str,
     data_dir: str | None,
@@ -237,7 +254,6 @@ def _read(
 ) -> "tuple[GroundTruth, int]":
     """The ground truth of a folder or of a published set, and how many distractors it got."""
     from rmacjax.datasets import (
-        KNOWN,
         add_distractors,
         read_dataset,
         read_ground_truth,
@@ -247,7 +263,7 @@ def _read(
 
     if reversed:
         truth = read_museum_reversed(dataset, **({} if subset is None else {"subset": subset}))
-    elif dataset in KNOWN and not os.path.isdir(dataset):
+    elif _is_published(dataset):
         if subset is not None:
             raise ValueError(f"{dataset} has no subsets: leave --subset out")
         folder = None if data_dir is None else os.path.join(data_dir, dataset)
@@ -258,45 +274,6 @@ def _read(
     if distractors is not None and not more:
         raise OSError(f"there is no photo in {distractors!r}")
     return add_distractors(truth, more), len(more)
-
-
-def _ways(
-    photos: int,
-    also: Sequence[Comparison],
-    rerank: "int | Literal['all']",
-    expand: int,
-    fusion: float,
-    first_stage: "FirstStage",
-) -> "list[Way]":
-    """The search that was asked for, and those that it is to be compared with."""
-    from rmacjax.measurement import Way
-
-    first = Way(rerank=rerank, expand=expand, fusion=fusion, first_stage=first_stage)
-    ways = [first]
-    # Where every photo is re-ranked, what comes first decides nothing further on.
-    everything = rerank == "all" or rerank >= photos
-    later = (lambda name: (name, None, None)) if everything else _three
-    filtered = replace(first, rerank=0, expand=0) if everything else first
-    for name in dict.fromkeys(also):
-        if name == "regions":
-            ways.append(replace(filtered, rows=later("regions"), first_stage="regions"))
-        elif name == "dba":
-            ways.append(replace(filtered, rows=later("DBA"), augment=NEIGHBOURS))
-        elif name == "diffusion":
-            ways.append(replace(filtered, rows=later("diffusion"), first_stage="diffusion"))
-        elif name == "fused" and rerank:
-            rows = (None, "+ AML, fused", "+ AML + QE, fused")
-            ways.append(replace(first, rows=rows, fusion=FUSED))
-        elif name == "alpha-qe" and rerank and expand:
-            ways.append(replace(first, rows=(None, None, "+ AML + alpha-QE"), expand_alpha=ALPHA))
-        else:
-            needs = "--rerank" if name == "fused" else "--rerank and --expand"
-            raise ValueError(f"--also {name} needs {needs} above 0")
-    return ways
-
-
-def _three(name: str) -> tuple[str, str, str]:
-    return name, f"{name} + AML", f"{name} + AML + QE"
 
 
 @contextmanager
@@ -345,12 +322,12 @@ def _whitened(
     import numpy as np
 
     from rmacjax.cli.whiten import learn
-    from rmacjax.datasets import KNOWN, read_dataset
+    from rmacjax.datasets import read_dataset
     from rmacjax.descriptors import fingerprint
     from rmacjax.preprocessing import find_images
     from rmacjax.whitening import Whitening
 
-    if source in KNOWN and not os.path.isdir(source):
+    if _is_published(source):
         place = None if data_dir is None else os.path.join(data_dir, source)
         files: list[str] = read_dataset(source, place).paths
     else:

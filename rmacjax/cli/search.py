@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
+from rmacjax.cli.effects import idle_here, refuse_idle
 from rmacjax.cli.terminal import (
     FirstStageName,
     JsonFile,
@@ -86,6 +87,15 @@ def search(
         json: Write the result as JSON to this file, "-" for stdout.
     """
     asked = box_px(box)
+    refuse_idle(
+        rerank=rerank,
+        expand=expand,
+        fusion=fusion,
+        first_stage=first_stage,
+        expand_alpha=expand_alpha,
+        augment=augment,
+        instances=instances,
+    )
     check_writable(html, png, json)
     from rmacjax.cli.index import check_collection
 
@@ -109,11 +119,15 @@ def search(
         augment=augment,
         min_score=min_score,
     )
-    if rerank == 0 and expand > 0:
-        say(
-            "Nothing was expanded: --expand searches once more with the boxes that re-ranking "
-            "finds, and --rerank 0 leaves both out"
-        )
+    for sentence in idle_here(
+        result.searched,
+        rerank=rerank,
+        expand=expand,
+        fusion=fusion,
+        first_stage=first_stage,
+        augment=augment,
+    ):
+        say(sentence)
     if json != "-":
         _print(result)
     if json is not None:
