@@ -31,7 +31,6 @@ from rmacjax.evaluation import (
     threshold_at,
 )
 from rmacjax.galleries import StoredGallery
-from rmacjax.preprocessing import read_size
 from rmacjax.regions import box_iou
 from rmacjax.results import score_kind
 from rmacjax.retrieval import (
@@ -144,10 +143,12 @@ class Measured(NamedTuple):
     Attributes:
         rows: the scores, way by way and stage by stage.
         seconds: median time per query of each stage of the first way.
+        unusable: by number, why a query could not be described; it found nothing, in every row.
     """
 
     rows: list[Row]
     seconds: dict[str, float]
+    unusable: dict[int, str]
 
 
 class Trust(NamedTuple):
@@ -184,6 +185,10 @@ def measure(
 ) -> Measured:
     """Search for every query of a ground truth in every way, and score each stage.
 
+    What cannot be read is never left out of a mean, which would be the better for it: a positive
+    that the collection lacks counts as missed, and a query whose photo cannot be described as one
+    that finds nothing.
+
     Args:
         collection: holds the ground truth's images; others count as wrong.
         truth: from `rmacjax.datasets`.
@@ -192,14 +197,21 @@ def measure(
             higher scores than published ones mean.
         progress: called with (done, total) after each query.
         seen: called with each query's number, its description and what the first way found.
+
+    Raises:
+        OSError: not one query can be described.
     """
     gallery = collection.gallery()
     numbers = _numbers(gallery.snapshot.paths, truth)
     orders: dict[str, list[np.ndarray]] = {}
     overlaps: dict[str, list[float]] = {}
     seconds: list[dict[str, float]] = []
+    unusable: dict[int, str] = {}
     for done, query in enumerate(truth.queries):
         described = _described(collection, query, whole_queries)
+        if isinstance(described, str):
+            unusable[done] = described
+            continue
         for number, way in enumerate(ways):
             searched = gallery.augmented(way.augment)
             found = _retrieve(collection, described, searched, way, len(numbers))
@@ -214,13 +226,20 @@ def measure(
                     seen(done, described, found)
         if progress is not None:
             progress(done + 1, len(truth.queries))
+    if truth.queries and len(unusable) == len(truth.queries):
+        raise OSError(f"none of the queries of {truth.name} can be described: {unusable[0]}")
+    # Numbers that are nobody's: a ranking in which nothing is found.
+    nothing = len(truth.paths) + 2 * len(numbers) + np.arange(len(numbers))
+    for columns in orders.values():
+        for number in unusable:
+            columns.insert(number, nothing)
     rows = [
         _row(name, np.stack(columns, axis=1), truth, overlaps.get(name, []))
         for name, columns in orders.items()
     ]
     keys = dict.fromkeys(key for each in seconds for key in each)
     typical = {key: float(np.median([each.get(key, 0.0) for each in seconds])) for key in keys}
-    return Measured(rows, typical)
+    return Measured(rows, typical, unusable)
 
 
 def trust(
@@ -236,6 +255,7 @@ def trust(
 
     Junk and the query's own photo are left out of both collections, the photos that show the object
     out of the second. Nothing is learned from the absent but how high scores get by chance.
+    A query whose photo cannot be described misses what is there, and says nothing of what is not.
 
     Args:
         collection: holds the ground truth's images.
@@ -257,11 +277,15 @@ def trust(
     own = {os.path.abspath(path): number for number, path in enumerate(truth.paths)}
     present: dict[str, list[float]] = {}
     absent: dict[str, list[float]] = {}
+    missed = 0
     for done, query in enumerate(truth.queries):
         described = _described(collection, query, whole_queries)
         mine = own.get(os.path.abspath(query.path))
         ignored = {int(i) for i in query.junk} | ({mine} if mine is not None else set())
         answers = {int(i) for i in query.positives} - ignored
+        if isinstance(described, str):
+            missed += bool(answers & position.keys())
+            continue
         for hidden, best in ((ignored, present), (ignored | answers, absent)):
             rest = _Without(gallery, [position[i] for i in hidden if i in position])
             wanted = np.asarray([number in answers for number in numbers[rest.kept]], bool)
@@ -283,6 +307,8 @@ def trust(
             f"without their answers no photo of {truth.name} is left to search: scores of what is "
             "not there cannot be had"
         )
+    for scores in present.values():
+        scores += [MISSED] * missed
     kinds = zip(STAGES, way.kinds(collection.settings), strict=True)
     return [
         _trust(stage, kind, np.asarray(present.get(stage, [])), np.asarray(absent[stage]), allowed)
@@ -330,9 +356,13 @@ class _Without:
         return neighbour_graph(np.asarray(self._descriptors[: len(self.kept)]))
 
 
-def _described(collection: Collection, query: Query, whole: bool) -> Described:
+def _described(collection: Collection, query: Query, whole: bool) -> Described | str:
+    """A query's description, or the sentence that says why there is none."""
     box = None if whole else query.box_px
-    return describe_query(collection.params, query.path, box, settings=collection.settings)
+    try:
+        return describe_query(collection.params, query.path, box, settings=collection.settings)
+    except (OSError, ValueError) as error:
+        return str(error)
 
 
 def _retrieve(
@@ -412,13 +442,12 @@ def _overlaps(
     if not found.boxes:
         return []
     position = {int(number): i for i, number in enumerate(numbers)}
-    paths = gallery.snapshot.paths
     overlaps = []
     for number, true in query.boxes.items():
         index = position.get(number)
         if index is None or index not in found.boxes:
             continue
-        size = read_size(paths[index])
+        size = gallery.snapshot.sizes_px[index].tolist()
         boxes = boxes_in_pixels(found, index, gallery.map_sizes[index].tolist(), size)
         if boxes:
             overlaps.append(float(box_iou(np.asarray([boxes[0]]), np.asarray([true]))[0]))

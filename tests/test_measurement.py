@@ -296,6 +296,60 @@ def test_a_photo_that_became_unreadable_is_forgotten(capsys, truth, weights, tmp
     assert cached["photos"] == 11 and "2-1.jpg" in cached["skipped"][0][0]
 
 
+def test_what_cannot_be_read_counts_as_missed_and_is_told(capsys, truth, weights, tmp_path):
+    """A positive, and a query with a box, whose file is not even an image any more."""
+    from rmacjax.datasets import write_ground_truth
+
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    paths = [str(shutil.copy(path, photos)) for path in truth.paths]
+    lone = str(shutil.copy(truth.paths[0], photos / "lone.jpg"))
+    queries = [query._replace(path=paths[3 * i]) for i, query in enumerate(truth.queries[:4])]
+    queries[3] = queries[3]._replace(path=lone, junk=NONE)
+    write_ground_truth(truth._replace(paths=paths, queries=queries), photos / "ground_truth.json")
+    words = [photos, "--weights", weights, "--no-cache", "--trust"]
+    whole = evaluated(capsys, *words)
+    assert whole["positives_missed"] == 0 and whole["queries_unusable"] == []
+    (photos / "1-1.jpg").write_bytes(b"no photo")
+    (photos / "lone.jpg").write_bytes(b"no photo")
+    pages, table = tmp_path / "pages", tmp_path / "table.md"
+    found = evaluated(capsys, *words, "--markdown", table, "--html", pages)
+    for sentence in (
+        "1 positive of 1 query could not be used as photos: they count as missed",
+        "1 query could not be used: what they ask for counts as not found",
+    ):
+        assert sentence in table.read_text()
+    assert found["positives_missed"] == 1
+    ((path, why),) = found["queries_unusable"]
+    assert path == lone and lone in why
+    for row, before in zip(found["rows"], whole["rows"], strict=True):
+        # One of two positives can at best be found first; whose photo is not there finds nothing.
+        assert row["per_query"][1] <= 0.5 and row["per_query"][3] == 0
+        assert row["per_query"][1] <= before["per_query"][1]
+        assert row["scores"]["first place"]["per_query"][3] == 0
+    for each, before in zip(found["trust"], whole["trust"], strict=True):
+        assert len(each["present"]) == len(before["present"])
+        assert each["present"].count(measurement.MISSED) >= 1
+        assert len(each["absent"]) == len(before["absent"]) - 1
+    assert "lone.jpg" in (pages / "query-0004.html").read_text()
+
+
+def test_without_one_query_that_can_be_read_nothing_is_measured(collection, truth, tmp_path):
+    gone = truth.queries[0]._replace(path=str(tmp_path / "gone.jpg"))
+    with pytest.raises(OSError, match=r"none of the queries of things .*gone\.jpg"):
+        measure(collection, truth._replace(queries=[gone, gone]))
+    both = measure(collection, truth._replace(queries=[gone, truth.queries[0], gone]))
+    alone = measure(collection, truth._replace(queries=[truth.queries[0]]))
+    assert list(both.unusable) == [0, 2]
+    for row, other in zip(both.rows, alone.rows, strict=True):
+        value = other.scores["mAP"].mean
+        np.testing.assert_allclose(row.scores["mAP"].per_query, [0, value, 0])
+    # A box that is not on the photo is no reason to stop either.
+    outside = truth.queries[1]._replace(box_px=(0, 0, 5000, 5000))
+    found = measure(collection, truth._replace(queries=[truth.queries[0], outside]))
+    assert "5000" in found.unusable[1]
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="files in use cannot be shared there anyway")
 def test_a_cache_serves_one_evaluation_at_a_time(capsys, folder, weights, tmp_path):
     import fcntl

@@ -229,7 +229,7 @@ def evaluate(
         )
         different: list[str] = []
         if chosen is not None:
-            left_out = len(added.skipped)
+            left_out = len(added.skipped) + len(measured.unusable)
             different = departures(chosen, weights, collection.params, settings, truth, left_out)
         report(measured, trusted, facts, chosen, different, markdown, json)
         if pages is not None:

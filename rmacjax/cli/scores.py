@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rmacjax import __version__
-from rmacjax.cli.terminal import finite, say, table, write_json, write_text
+from rmacjax.cli.terminal import LISTED, count, finite, say, table, write_json, write_text
 
 if TYPE_CHECKING:
     from rmacjax.collection import AddReport, Collection
@@ -88,6 +88,33 @@ class Facts:
             "photos_per_second": round(new / max(self.added.seconds, 1e-9), 2) if new else None,
         }
 
+    def unusable(self, measured: "Measured") -> tuple[list[str], dict[str, object]]:
+        """Positives and queries that could not be described, and what that did to the scores."""
+        there = set(self.collection.paths)
+        lacking = {
+            number
+            for number, path in enumerate(self.truth.paths)
+            if os.path.abspath(path) not in there
+        }
+        missed = [len(lacking.intersection(q.positives.tolist())) for q in self.truth.queries]
+        words = []
+        if any(missed):
+            words.append(
+                f"{count(sum(missed), 'positive')} of {queries(sum(map(bool, missed)))} "
+                "could not be used as photos: they count as missed"
+            )
+        if measured.unusable:
+            words.append(
+                f"{queries(len(measured.unusable))} could not be used: what they ask for counts as "
+                "not found"
+            )
+        return words, {
+            "positives_missed": sum(missed),
+            "queries_unusable": [
+                [self.truth.queries[number].path, why] for number, why in measured.unusable.items()
+            ],
+        }
+
     def line(self) -> str:
         """The settings in one line, for below a table."""
         settings, options = self.collection.settings, self.options
@@ -109,6 +136,11 @@ class Facts:
         if self.added.skipped:
             facts["photos that could not be used"] = len(self.added.skipped)
         return ", ".join(f"{name} {value}" for name, value in facts.items())
+
+
+def queries(number: int) -> str:
+    """So many queries, in words."""
+    return f"{number:,} quer{'y' if number == 1 else 'ies'}"
 
 
 def report(
@@ -137,13 +169,20 @@ def report(
     headings, lines = _table(measured.rows)
     verdicts = [] if recipe is None else compared(measured.rows, recipe, different)
     differences = _differences(measured.rows)
+    footnotes, unusable = facts.unusable(measured)
+    if measured.unusable:
+        say(f"{queries(len(measured.unusable))} could not be used:")
+        for why in [*measured.unusable.values()][:LISTED]:
+            say(f"  {why}")
+        if len(measured.unusable) > LISTED:
+            say(f"  and {len(measured.unusable) - LISTED} more (all of them with --json)")
     if json != "-":
         table(headings, lines)
         if facts.options["queries"] == "whole":
             say("Queries are whole photos, not outlined objects: not comparable with published.")
         times = ", ".join(f"{stage} {duration(t)}" for stage, t in measured.seconds.items())
         say(f"Per query: {times}; first stage (the row 'filter'): {facts.options['first_stage']}")
-        for sentence in [*(each["words"] for each in differences), *verdicts]:
+        for sentence in [*footnotes, *(each["words"] for each in differences), *verdicts]:
             say(str(sentence))
         for each in trusted:
             say(_in_words(each))
@@ -151,13 +190,19 @@ def report(
         rows = [" | ".join(line) for line in lines]
         text = "| " + " | ".join(headings) + " |\n|---|" + "--:|" * (len(headings) - 1)
         text += "".join(f"\n| {row} |" for row in rows)
-        sentences = [facts.line(), *(str(each["words"]) for each in differences), *verdicts]
+        sentences = [
+            *footnotes,
+            facts.line(),
+            *(str(each["words"]) for each in differences),
+            *verdicts,
+        ]
         sentences += map(_in_words, trusted)
         write_text(markdown, text + "".join(f"\n\n{sentence}" for sentence in sentences) + "\n")
     if json is not None:
         write_json(
             json,
             facts.document()
+            | unusable
             | {
                 "query_names": [query.name for query in facts.truth.queries],
                 "rows": [_document(row) for row in measured.rows],
@@ -347,6 +392,11 @@ class Pages:
 
         from rmacjax.pictures import contents_page
 
+        for number, why in measured.unusable.items():
+            name = self._truth.queries[number].name
+            text = contents_page([], title=name, lead=f"Query {number + 1}: {why}", headings=[])
+            with open(os.path.join(self._folder, _page(number)), "w", encoding="utf-8") as file:
+                file.write(text)
         columns = [row.scores[_main(row)].per_query for row in measured.rows]
         worst = np.argsort(np.nan_to_num(columns[0], nan=2.0), kind="stable")
         rows = [
