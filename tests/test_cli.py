@@ -434,7 +434,7 @@ def judged(tmp_path_factory, weights) -> tuple[str, list[Path]]:
 
     root = tmp_path_factory.mktemp("judged")
     params = load(weights)
-    network = replace(params.network, thresholds=(("filter", 0.9995), ("expand", 2.0)))
+    network = replace(params.network, thresholds=(("filter", 0.9995), ("rerank", 2.0)))
     file = save(root / "w.safetensors", params._replace(network=network), origin="a", licence="b")
     paths = fill(root / "photos", range(4))
     assert main(["index", str(root / "photos"), str(root / "c"), "--weights", str(file)]) == 0
@@ -453,19 +453,23 @@ def test_what_was_learned_marks_every_hit(capsys, judged):
     assert found["threshold"] == 0.9995 and found["min_score"] is None
     only = document(run(capsys, *words, "--min-score", "auto", "--json", "-")[1])
     assert only["hits"] == found["hits"][:1] and only["min_score"] == 0.9995
-    # Expanded scores have a line of their own, which nothing reaches; what is not re-ranked has the
-    # filter's.
+    # What is re-ranked has a line of its own, for scores before expansion, which nothing reaches;
+    # what is not re-ranked has the filter's.
     code, out, err = run(capsys, "search", target, paths[1], "--rerank", 2)
     assert code == 0 and "Not found: the best of 4 photos" in err
     assert [line.split("\t")[3] for line in out.splitlines()[1:]] == ["no"] * 4
     code, out, _ = run(capsys, "search", target, paths[1], "--min-score", "auto")
     assert (code, out.startswith("Not found: ")) == (0, True)
-    # Scores of other kinds have none.
     other = document(run(capsys, "search", target, paths[1], "--expand", 3, "--json", "-")[1])
+    assert {hit["found"] for hit in other["hits"]} == {False}
+    assert (other["scored_by"], other["judged_by"]) == ("expand expand=3", "rerank")
+    assert f"scores {other['best_judged']:.3f}, and at least 2.000 was learned" in out
+    # Scores of other kinds have none.
+    words = ["search", target, paths[1], "--fusion", 0.5]
+    other = document(run(capsys, *words, "--json", "-")[1])
     assert {hit["found"] for hit in other["hits"]} == {None}
-    assert other["scored_by"] == "expand expand=3"
-    code, _, err = run(capsys, "search", target, paths[1], "--expand", 0, "--min-score", "auto")
-    assert code == 2 and 'kind "rerank" (only for "filter", "expand")' in err
+    code, _, err = run(capsys, *words, "--min-score", "auto")
+    assert code == 2 and 'kind "rerank fusion=0.5" (only for "filter", "rerank")' in err
 
 
 @pytest.mark.parametrize(

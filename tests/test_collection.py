@@ -411,12 +411,28 @@ def test_learned_thresholds_judge_each_score_by_its_kind(collection, params, pho
     c = learned(" long_side=256")
     judged = c.search(photos[2], top=10, rerank=4, expand=0)
     assert [hit._replace(found=None) for hit in judged] == plain.hits
+    assert judged.judged_by == judged.scored_by and judged.best_judged == judged.best_score
     found = [hit.score >= lines["filter" if hit.box_px is None else "rerank"] for hit in judged]
     assert [hit.found for hit in judged] == found
     assert found[:4] == [True, True, False, False] and any(found[4:])
     assert (judged.scored_by, judged.threshold) == ("rerank long_side=256", lines["rerank"])
     only = c.search(photos[2], top=10, rerank=4, expand=0, min_score="auto")
     assert only.hits == [hit for hit in judged if hit.found]
+    # Expansion changes scores and order, and not what counts as found.
+    expanded = c.search(photos[2], top=10, rerank=4, expand=2)
+    assert [hit.score for hit in expanded[:4]] != [hit.score for hit in judged[:4]]
+    assert {hit.path: hit.found for hit in expanded} == {hit.path: hit.found for hit in judged}
+    before = {hit.path: hit.score for hit in judged[:4]}
+    assert {hit.path: hit.rerank_score for hit in expanded[:4]} == before
+    assert [hit.rerank_score for hit in expanded[4:]] == [None] * 6
+    assert expanded.scored_by == "expand expand=2 long_side=256"
+    assert (expanded.judged_by, expanded.threshold) == (judged.scored_by, judged.threshold)
+    assert expanded.best_judged == judged[0].score
+    # However few are asked for, they are looked for in the whole ranking.
+    every = [hit for hit in expanded if hit.found]
+    for top in (1, 2, 10):
+        few = c.search(photos[2], top=top, rerank=4, expand=2, min_score="auto")
+        assert few.hits == every[:top]
 
 
 @pytest.mark.parametrize("box", [(10, 10, 10, 50), (50, 10, 10, 50), (0, 0, 193, 256)])

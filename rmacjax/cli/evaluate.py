@@ -403,6 +403,8 @@ def _save_thresholds(
         origin = f"PCA, learned on the regions of the photos in {name!r}"
     for each in trusted:
         thresholds.pop(each.kind, None)
+        if each.stage == "expand":
+            continue  # photos are judged by their scores before expansion
         if each.hits < LEAST_HITS:
             say(
                 f"No threshold for {each.kind!r}: it would find {each.hits:.0%} of what is there, "

@@ -78,7 +78,8 @@ def search(
         expand_alpha: Let each find count by its likeness to this power, 3 for instance, not alike.
         augment: Let so many of its nearest photos join each photo's descriptor first; takes as long
             as diffusion.
-        min_score: Show what scores at least this; "auto": the least score learned with the weights.
+        min_score: Show what scores at least this; "auto": what counts as found by the least score
+            learned with the weights, of scores before expansion.
             By default all is shown, and where a least score was learned each photo is marked as
             found or not.
         instances: How many boxes per photo, where the object is there more than once.
@@ -150,8 +151,9 @@ def search(
 def document(result: "SearchResult") -> dict[str, object]:
     """A search's result as a JSON document. `box_px` is top, left, bottom, right.
 
-    A hit's `found` is true or false where a least score was learned for scores of this kind, and
-    null where none was; `hits` is empty where nothing scores `min_score`.
+    A hit's `found` is true or false where a least score was learned for scores of the kind
+    `judged_by`, which are those before expansion, and null where none was; `hits` is empty where
+    nothing scores `min_score`.
     """
     height, width = result.query_size_px
     return {
@@ -167,6 +169,8 @@ def document(result: "SearchResult") -> dict[str, object]:
         "threshold": result.threshold,
         "min_score": result.min_score,
         "best_score": result.best_score,
+        "judged_by": result.judged_by,
+        "best_judged": result.best_judged,
         "hits": [
             {
                 "rank": rank,
@@ -177,6 +181,7 @@ def document(result: "SearchResult") -> dict[str, object]:
                 "box": None if hit.box_px is None else _sides(hit.box_px),
                 "boxes_px": [list(box) for box in hit.boxes_px],
                 "filter_score": hit.filter_score,
+                "rerank_score": hit.rerank_score,
                 "box_score": hit.box_score,
                 "height_px": hit.height_px,
                 "width_px": hit.width_px,
@@ -220,10 +225,12 @@ def _print(result: "SearchResult") -> None:
 
 
 def _not_found(result: "SearchResult") -> str:
-    asked = result.min_score is not None
+    # A score that was learned is one before expansion, a score that was given is the one shown.
+    asked = result.min_score is not None and result.min_score != result.threshold
     line = result.min_score if asked else result.threshold
+    best = result.best_score if asked else result.best_judged
     photos = "the only photo" if result.searched == 1 else f"the best of {result.searched:,} photos"
-    return f"Not found: {photos} scores {result.best_score:.3f}, and at least {line:.3f} " + (
+    return f"Not found: {photos} scores {best:.3f}, and at least {line:.3f} " + (
         "is asked for" if asked else "was learned to count as found"
     )
 
