@@ -176,7 +176,8 @@ class Collection:
 
         Args:
             augment: how many nearest photos join each photo's descriptor, see
-                `rmacjax.augmentation.augment`; computed once and kept in memory.
+                `rmacjax.augmentation.augment`; computed once and kept in memory, and of a thousand
+                photos on also in the collection's folder, until photos come or go.
         """
         self._table.refresh()
         snapshot = self._table.snapshot()
@@ -307,8 +308,8 @@ class Collection:
                 or "regions", each of the query's regions with the photo's one most like it, where
                 the collection was made with ``regions=True``; or "diffusion", by similarity handed
                 on from neighbour to neighbour, where views differ. The nearest of all photos are
-                looked for once for each `Collection` that is open, which takes time that grows with
-                the square of their number, and kept in memory.
+                looked for once, which takes time that grows with the square of their number, and
+                kept as `gallery` says.
             expand_alpha: None counts the boxes that join the query alike, as published; a number
                 weighs each by its cosine with the query to this power (3 is usual), so that wrong
                 ones do less harm.

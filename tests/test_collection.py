@@ -382,6 +382,58 @@ def test_a_first_stage_by_diffusion_is_the_functions(collection, scenes, photos)
     assert [hit.box_px is not None for hit in reranked].count(True) == 4
 
 
+def test_what_is_computed_from_all_photos_is_kept_until_they_change(
+    params, photos, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(galleries, "KEPT_FROM", 3)
+    made = Collection.create(tmp_path / "c", params, settings=SETTINGS)
+    made.add(photos[:5])
+    calls = []
+    for name in ("augment", "neighbour_graph"):
+        compute = getattr(galleries, name)
+
+        def counted(*rows, compute=compute, name=name, **options):
+            calls.append((name, *options.values()))
+            return compute(*rows, **options)
+
+        monkeypatch.setattr(galleries, name, counted)
+
+    def again(count):
+        c = Collection.open(tmp_path / "c", params)
+        gallery, drawn = c.gallery(), c.gallery(augment=2)
+        assert len(c) == count and len(drawn.descriptors) >= count
+        found = [gallery.graph(), drawn.graph(), np.asarray(drawn.descriptors)[:count]]
+        asked, calls[:] = calls.copy(), []
+        return found, asked, [hit[:2] for hit in c.search(photos[0], augment=2, top=count)]
+
+    first, computed, hits = again(5)
+    assert computed == [("augment", 2), ("neighbour_graph", 5), ("neighbour_graph", 5)]
+    plain = first[0]
+    expected = neighbour_graph(made.gallery().snapshot.descriptors, neighbours=5)
+    for one, other in zip(plain, expected, strict=True):
+        np.testing.assert_array_equal(one, other)
+    second, computed, same = again(5)
+    assert computed == [] and same == hits
+    for one, other in zip(first[:2], second[:2], strict=True):
+        assert all(a.dtype == b.dtype and (a == b).all() for a, b in zip(one, other, strict=True))
+    np.testing.assert_array_equal(first[2], second[2])
+    # Another photo, and all is computed anew; then the damaged file alone.
+    made.add(photos[5:6])
+    assert len(again(6)[1]) == 3 and again(6)[1] == []
+    damaged = tmp_path / "c" / "derived" / "augmented-2.npz"
+    content = bytearray(damaged.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    damaged.write_bytes(content)
+    assert again(6)[1] == [("augment", 2)] and again(6)[1] == []
+    made._table.compact(keep_seconds=0)
+    assert again(6)[1] == []
+    made.remove(photos[5])
+    assert len(again(5)[1]) == 3
+    # What is small is not kept.
+    monkeypatch.setattr(galleries, "KEPT_FROM", 6)
+    assert len(again(5)[1]) == 3 and len(again(5)[1]) == 3
+
+
 def test_a_least_score_leaves_out_what_is_below(collection, photos):
     everything = collection.search(photos[2], top=10)
     line = everything[3].score

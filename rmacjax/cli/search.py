@@ -74,10 +74,11 @@ def search(
         fusion: How much the whole photo counts beside the box that was found, 0 to 1.
         first_stage: Rank all photos by one descriptor each; or by regions (see index --regions);
             or by diffusion, likeness handed on from each photo to its nearest. These are looked
-            for first: seconds for 20,000 photos, four times as long for twice as many.
+            for first: seconds for 20,000 photos, four times as long for twice as many; and kept in
+            the collection until photos come or go.
         expand_alpha: Let each find count by its likeness to this power, 3 for instance, not alike.
         augment: Let so many of its nearest photos join each photo's descriptor first; takes as long
-            as diffusion.
+            as diffusion, and is kept too.
         min_score: Show what scores at least this; "auto": what counts as found by the least score
             learned with the weights, of scores before expansion.
             By default all is shown, and where a least score was learned each photo is marked as
