@@ -83,7 +83,7 @@ def _read(path: Path, key: str) -> dict[str, np.ndarray] | None:
             if not isinstance(stored, np.lib.npyio.NpzFile) or str(stored[_KEY]) != key:
                 return None
             return {name: stored[name] for name in stored.files if name != _KEY}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, NotImplementedError):
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, RuntimeError):
         return None
 
 
