@@ -638,7 +638,7 @@ def test_whiten_writes_weights_that_load(capsys, tmp_path, weights):
 def test_whitening_is_what_the_regions_say(tmp_path, weights):
     """The command's whitening makes the covariance of its own regions the identity."""
     from rmacjax import activations, rmac_regions
-    from rmacjax.cli.whiten import learn
+    from rmacjax.cli.learning import learn
     from rmacjax.descriptors import Settings
     from rmacjax.weights import load
 

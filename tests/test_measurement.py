@@ -19,7 +19,7 @@ from rmacjax.cli.published import compared, departures
 from rmacjax.datasets import GroundTruth, Query
 from rmacjax.descriptors import Params, Settings
 from rmacjax.evaluation import revisited_protocol
-from rmacjax.measurement import Row, Score, Way, measure, trust
+from rmacjax.measurement import Row, Score, Way, measure, searches, trust
 from rmacjax.preprocessing import encode_jpeg
 from rmacjax.recipes import RECIPES
 from rmacjax.weights import load, save
@@ -195,6 +195,15 @@ def test_absent_objects_are_looked_for_where_they_never_were(collection, truth, 
         assert each.hits == np.mean(each.present >= each.threshold)
 
 
+def test_a_gallery_without_anything_left_out_is_the_gallery(collection):
+    gallery = collection.gallery()
+    rest = searches.Without(gallery, [])
+    for one, other in zip(rest.graph(), gallery.graph(), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-6)
+    fewer = searches.Without(gallery, [0, 5])
+    assert fewer.graph().size == len(fewer.kept) == len(gallery.map_sizes) - 2
+
+
 def test_objects_that_are_nowhere_suffice_for_a_threshold(collection, truth):
     lone = truth._replace(queries=truth.queries[4:])
     for each in trust(collection, lone):
@@ -362,12 +371,12 @@ def test_a_cache_serves_one_evaluation_at_a_time(capsys, folder, weights, tmp_pa
 
 
 def test_whitening_goes_on_where_it_was_interrupted(truth, params, tmp_path, monkeypatch):
-    from rmacjax.cli import whiten
+    from rmacjax.cli import learning
 
-    monkeypatch.setattr(whiten, "KEPT_PHOTOS", 5)
+    monkeypatch.setattr(learning, "KEPT_PHOTOS", 5)
     kept = str(tmp_path / "sums.npz")
-    whole, moments = whiten.learn(params, truth.paths, SETTINGS)
-    add, calls = whiten._add_all, []
+    whole, moments = learning.learn(params, truth.paths, SETTINGS)
+    add, calls = learning._add_all, []
 
     def interrupted(*arguments):
         calls.append(len(arguments[2]))
@@ -375,11 +384,11 @@ def test_whitening_goes_on_where_it_was_interrupted(truth, params, tmp_path, mon
             raise KeyboardInterrupt
         return add(*arguments)
 
-    monkeypatch.setattr(whiten, "_add_all", interrupted)
+    monkeypatch.setattr(learning, "_add_all", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        whiten.learn(params, truth.paths, SETTINGS, kept=kept)
+        learning.learn(params, truth.paths, SETTINGS, kept=kept)
     assert os.path.exists(kept)
-    resumed, again = whiten.learn(params, truth.paths, SETTINGS, kept=kept)
+    resumed, again = learning.learn(params, truth.paths, SETTINGS, kept=kept)
     assert calls == [5, 5, 5, 2] and again.total == moments.total
     np.testing.assert_allclose(resumed.projection, whole.projection, rtol=1e-4, atol=1e-4)
     assert not os.path.exists(kept)

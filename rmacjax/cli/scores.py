@@ -6,7 +6,6 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rmacjax import __version__
@@ -16,15 +15,12 @@ if TYPE_CHECKING:
     from rmacjax.collection import AddReport, Collection
     from rmacjax.datasets import GroundTruth
     from rmacjax.measurement import Measured, Row, Trust
-    from rmacjax.pictures import Ranking
     from rmacjax.recipes import Recipe
-    from rmacjax.retrieval import Query, Retrieved
+
+from rmacjax.cli.query_pages import main_score
 
 FEW_QUERIES = 5
 """Of fewer, an interval says nothing."""
-
-ON_PAGE = 20
-"""Results shown on a query's page."""
 
 
 @dataclass(frozen=True)
@@ -236,13 +232,8 @@ def _table(rows: Sequence["Row"]) -> tuple[dict[str, str], list[tuple[str, ...]]
     return headings, lines
 
 
-def _main(row: "Row") -> str:
-    """The score that stands for a row: of the revisited protocol, medium."""
-    return "mAP" if "mAP" in row.scores else "mAP M"
-
-
 def _document(row: "Row") -> dict[str, object]:
-    first = row.scores[_main(row)]
+    first = row.scores[main_score(row)]
     place = row.scores.get("first place")
     return {
         "search": row.name,
@@ -329,92 +320,3 @@ def _trust_document(each: "Trust") -> dict[str, object]:
             for x, y in zip(each.curve.false_alarms, each.curve.hits, strict=True)
         ],
     }
-
-
-class Pages:
-    """A page per query, and one that lists them, the worst first."""
-
-    def __init__(self, folder: str, collection: "Collection", truth: "GroundTruth") -> None:
-        os.makedirs(folder, exist_ok=True)
-        for old in Path(folder).glob("query-[0-9][0-9][0-9][0-9].html"):
-            old.unlink()  # of another measurement
-        self._folder = folder
-        self._collection = collection
-        self._truth = truth
-
-    def draw(self, number: int, described: "Query", found: "Retrieved") -> None:
-        """Write one query's page: what was found, the true boxes, right and wrong."""
-        from rmacjax.pictures import result_page
-
-        shown = self._ranking(number, described, found)
-        query = self._truth.queries[number]
-        text = result_page([shown], title=query.name, lead=f"Query {number + 1}")
-        with open(os.path.join(self._folder, _page(number)), "w", encoding="utf-8") as file:
-            file.write(text)
-
-    def _ranking(self, number: int, described: "Query", found: "Retrieved") -> "Ranking":
-        from rmacjax.pictures import Picture, Ranking
-        from rmacjax.retrieval import boxes_in_pixels
-
-        query, truth = self._truth.queries[number], self._truth
-        snapshot = self._collection.gallery().snapshot
-        numbers = {os.path.abspath(path): i for i, path in enumerate(truth.paths)}
-        right, ignored = set(query.positives.tolist()), set(query.junk.tolist())
-        pictures = []
-        top = zip(found.ranking.indices[:ON_PAGE].tolist(), found.ranking.scores, strict=False)
-        for index, score in top:
-            path = snapshot.paths[index]
-            known = numbers.get(path)
-            size = (int(snapshot.sizes_px[index][0]), int(snapshot.sizes_px[index][1]))
-            boxes = boxes_in_pixels(found, index, snapshot.map_sizes[index].tolist(), size)
-            pictures.append(
-                Picture(
-                    path,
-                    *size,
-                    tuple(boxes),
-                    float(score),
-                    None if known is None else query.boxes.get(known),
-                    None if known in ignored else known in right,
-                )
-            )
-        asked = Picture(
-            query.path,
-            described.height_px,
-            described.width_px,
-            (described.box_px,),
-            name=query.name,
-        )
-        return Ranking(asked, pictures, dict(found.seconds))
-
-    def finish(self, measured: "Measured") -> None:
-        """Write the list of all queries with their scores, the worst first."""
-        import numpy as np
-
-        from rmacjax.pictures import contents_page
-
-        for number, why in measured.unusable.items():
-            name = self._truth.queries[number].name
-            text = contents_page([], title=name, lead=f"Query {number + 1}: {why}", headings=[])
-            with open(os.path.join(self._folder, _page(number)), "w", encoding="utf-8") as file:
-                file.write(text)
-        columns = [row.scores[_main(row)].per_query for row in measured.rows]
-        worst = np.argsort(np.nan_to_num(columns[0], nan=2.0), kind="stable")
-        rows = [
-            (
-                _page(number),
-                self._truth.queries[number].name,
-                ["-" if np.isnan(each[number]) else f"{each[number]:.3f}" for each in columns],
-            )
-            for number in worst.tolist()
-        ]
-        text = contents_page(
-            rows,
-            title=f"Queries of {self._truth.name}",
-            lead=f"Average precision ({_main(measured.rows[0])}) of each query, the worst first.",
-            headings=["query", *(row.name for row in measured.rows)],
-        )
-        write_text(os.path.join(self._folder, "index.html"), text)
-
-
-def _page(number: int) -> str:
-    return f"query-{number + 1:04}.html"
