@@ -4,7 +4,7 @@ A search that is asked for and not made looks like one that was made. What a wor
 line contradicts is an error; what the number of photos makes idle is a sentence.
 """
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypedDict
 
 if TYPE_CHECKING:
     from rmacjax.retrieval import FirstStage
@@ -14,6 +14,17 @@ IDLE_EXPANSION = (
     "--rerank 0 leaves both out"
 )
 """What is said where boxes are to join the query and none are looked for."""
+
+
+class SearchOptions(TypedDict):
+    """How to search, as `rmacjax.Collection.search` takes it."""
+
+    rerank: "int | Literal['all']"
+    expand: int
+    fusion: float
+    first_stage: "FirstStage"
+    expand_alpha: float | None
+    augment: int
 
 
 def refuse_idle(
@@ -75,6 +86,7 @@ def idle_here(
     expand: int,
     fusion: float,
     first_stage: "FirstStage",
+    expand_alpha: float | None = None,
     augment: int = 0,
 ) -> list[str]:
     """Say which options changed nothing in a collection of this size, a sentence each.
@@ -85,11 +97,13 @@ def idle_here(
         expand: see there.
         fusion: see there.
         first_stage: see there.
+        expand_alpha: see there; it depends on no number of photos.
         augment: see there.
 
     >>> idle_here(100, rerank=10, expand=5, fusion=0.0, first_stage="regions")
     []
     """
+    del expand_alpha
     if rerank == 0:
         return [IDLE_EXPANSION] if expand else []
     if rerank == "all" or rerank < photos:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
-from rmacjax.cli.effects import idle_here, refuse_idle
+from rmacjax.cli.effects import SearchOptions, idle_here, refuse_idle
 from rmacjax.cli.terminal import (
     FirstStageName,
     JsonFile,
@@ -89,15 +89,15 @@ def search(
         json: Write the result as JSON to this file, "-" for stdout.
     """
     asked = box_px(box)
-    refuse_idle(
+    how = SearchOptions(
         rerank=rerank,
         expand=expand,
         fusion=fusion,
         first_stage=first_stage,
         expand_alpha=expand_alpha,
         augment=augment,
-        instances=instances,
     )
+    refuse_idle(**how, instances=instances)
     check_writable(html, png, json)
     from rmacjax.cli.index import check_collection
 
@@ -108,27 +108,8 @@ def search(
     opened = Collection.open(collection)
     if not len(opened):
         raise OSError(f"the collection {collection!r} is empty: rmacjax add {collection} PHOTOS...")
-    result = opened.search(
-        query,
-        asked,
-        top=top,
-        rerank=rerank,
-        expand=expand,
-        instances=instances,
-        fusion=fusion,
-        first_stage=first_stage,
-        expand_alpha=expand_alpha,
-        augment=augment,
-        min_score=min_score,
-    )
-    for sentence in idle_here(
-        result.searched,
-        rerank=rerank,
-        expand=expand,
-        fusion=fusion,
-        first_stage=first_stage,
-        augment=augment,
-    ):
+    result = opened.search(query, asked, top=top, instances=instances, min_score=min_score, **how)
+    for sentence in idle_here(result.searched, **how):
         say(sentence)
     if json != "-":
         _print(result)
@@ -137,16 +118,7 @@ def search(
     if html is not None or png is not None:
         from rmacjax.pictures import settings_in_words
 
-        facts = settings_in_words(
-            opened,
-            rerank=rerank,
-            expand=expand,
-            fusion=fusion,
-            first_stage=first_stage,
-            expand_alpha=expand_alpha,
-            augment=augment,
-        )
-        _draw(result, facts, html, png)
+        _draw(result, settings_in_words(opened, **how), html, png)
 
 
 def document(result: "SearchResult") -> dict[str, object]:
