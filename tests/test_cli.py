@@ -441,6 +441,20 @@ def judged(tmp_path_factory, weights) -> tuple[str, list[Path]]:
     return str(root / "c"), paths
 
 
+def test_found_is_told_by_scores_before_expansion(capsys, judged, weights, tmp_path):
+    from rmacjax.weights import load
+
+    _, paths = judged
+    target = str(tmp_path / "c")
+    params = load(weights)
+    network = replace(params.network, thresholds=(("rerank", 0.9),))
+    file = save(tmp_path / "w.safetensors", params._replace(network=network), origin="", licence="")
+    assert main(["index", *map(str, paths), target, "--weights", str(file)]) == 0
+    code, out, err = run(capsys, "search", target, paths[1])
+    assert code == 0 and out.splitlines()[1].split("\t")[3] == "yes"
+    assert "scored at least 0.900 before the query was expanded" in err
+
+
 def test_what_was_learned_marks_every_hit(capsys, judged):
     target, paths = judged
     words = ["search", target, paths[1], "--rerank", 0, "--expand", 0]
@@ -464,6 +478,7 @@ def test_what_was_learned_marks_every_hit(capsys, judged):
     assert {hit["found"] for hit in other["hits"]} == {False}
     assert (other["scored_by"], other["judged_by"]) == ("expand expand=3", "rerank")
     assert f"scores {other['best_judged']:.3f}, and at least 2.000 was learned" in out
+    assert "before the query was expanded" not in run(capsys, *words)[2]
     # Scores of other kinds have none.
     words = ["search", target, paths[1], "--fusion", 0.5]
     other = document(run(capsys, *words, "--json", "-")[1])

@@ -192,6 +192,8 @@ def _print(result: "SearchResult") -> None:
     table(columns | ({"found": "left"} if judged else {}) | {"photo": "left"}, rows)
     if result.threshold is not None and not any(hit.found for hit in result):
         say(_not_found(result))
+    elif result.threshold is not None and result.judged_by != result.scored_by:
+        say(f"Found is what scored at least {result.threshold:.3f} before the query was expanded")
     stages = ", ".join(f"{stage} {duration(seconds)}" for stage, seconds in result.timings.items())
     total = duration(sum(result.timings.values()))
     say(f"{count(result.searched, 'photo')} searched in {total} ({stages})")
