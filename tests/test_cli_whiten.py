@@ -337,6 +337,8 @@ def test_interrupted_it_ends_cleanly(folder, weights, tmp_path):
     """Ctrl-C in the middle: one sentence, no file, no traceback."""
     program = (
         "import os, signal, sys, threading; import rmacjax.whitening as w; "
+        # A shell that runs the tests in the background has this signal ignored.
+        "signal.signal(signal.SIGINT, signal.default_int_handler); "
         "real = w.update_moments; "
         "w.update_moments = lambda *a: (os.kill(os.getpid(), signal.SIGINT), real(*a))[1]; "
         "from rmacjax.cli import main; sys.exit(main(sys.argv[1:]))"
