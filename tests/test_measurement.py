@@ -430,6 +430,18 @@ def test_whole_queries_are_told(capsys, folder, weights, tmp_path):
     assert "not comparable" in capsys.readouterr().err
 
 
+def test_options_without_effect_are_told(capsys, truth, weights, tmp_path):
+    from rmacjax.datasets import write_ground_truth
+
+    whole = [query._replace(box_px=None) for query in truth.queries[:2]]
+    write_ground_truth(truth._replace(queries=whole), tmp_path / "ground_truth.json")
+    words = ["evaluate", str(tmp_path), "--weights", weights, "--no-cache", "--long-side", "128"]
+    assert main([*words, "--rerank", "0", "--no-whiten", "--queries", "whole"]) == 0
+    said = capsys.readouterr().err
+    for sentence in ("--no-whiten changes nothing", "--queries whole changes", "was expanded"):
+        assert sentence in said
+
+
 def test_thresholds_are_saved_with_the_weights(capsys, folder, weights, tmp_path):
     out = tmp_path / "sure.safetensors"
     words = [folder, "--queries", "whole", "--no-cache", "--save-thresholds", out, "--weights"]

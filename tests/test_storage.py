@@ -1071,6 +1071,9 @@ def test_what_is_no_whole_file_is_computed_again(tmp_path, content):
     file.write_bytes(stored[: len(stored) // 2] if content is None else content)
     assert derived(tmp_path, "x", "key", lambda: {"a": np.arange(2)})["a"].size == 2
     assert derived(tmp_path, "x", "key", dict)["a"].size == 2
+    with open(file, "wb") as other:
+        np.save(other, np.arange(3))
+    assert derived(tmp_path, "x", "key", lambda: whole)["a"].size == 1000
 
 
 def test_a_place_that_cannot_be_written_keeps_nothing(tmp_path):

@@ -97,19 +97,20 @@ def idle_here(
         expand: see there.
         fusion: see there.
         first_stage: see there.
-        expand_alpha: see there; it depends on no number of photos.
+        expand_alpha: see there.
         augment: see there.
 
     >>> idle_here(100, rerank=10, expand=5, fusion=0.0, first_stage="regions")
     []
     """
-    del expand_alpha
     if rerank == 0:
         return [IDLE_EXPANSION] if expand else []
-    if rerank == "all" or rerank < photos:
-        return []
-    every = f"all {photos:,} photos were re-ranked anyway (--rerank {rerank})"
     found = []
+    if expand_alpha == 0:
+        found.append("--expand-alpha 0 counts all finds alike, as a search does without it")
+    if rerank == "all" or rerank < photos:
+        return found
+    every = f"all {photos:,} photos were re-ranked anyway (--rerank {rerank})"
     if first_stage != "descriptor":
         found.append(f"--first-stage {first_stage} changed nothing in the order: {every}")
     if augment and not fusion:
