@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import dataclasses
 import functools
 import json
 from pathlib import Path
@@ -24,8 +25,11 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from rmacjax import backbones
 from rmacjax.backbones import CAFFE_CONVENTION, TORCHVISION_CONVENTION, InputConvention, forward
 from rmacjax.cli import main
+from rmacjax.descriptors import Settings
+from rmacjax.extraction import describe
 from rmacjax.foreign import Stored
 from rmacjax.pooling import gem
+from rmacjax.preprocessing import resize
 from rmacjax.weights import (
     caffe_files,
     convert,
@@ -670,6 +674,45 @@ def test_retrieval_network_with_a_layer(file, tmp_path, architecture, channels, 
     }
     if architecture == "alexnet":
         assert load(file).whitening is not None
+
+
+@pytest.mark.parametrize("within", [True, False])
+def test_a_layer_whitens_each_scale_and_what_was_learned_later_all_at_once(file, tmp_path, within):
+    """The authors' forward passes, in torch: with the layer m = 1, without it m = p."""
+    torch.manual_seed(3)
+    layer = torch.nn.Linear(256, 32).double()
+    saved = retrieval("alexnet", 256, layer=layer if within else None, learned=("afterwards",))
+    if not within:
+        weight = layer.weight.data.numpy()
+        mean = -np.linalg.pinv(weight) @ layer.bias.data.numpy()
+        saved["meta"]["Lw"]["afterwards"]["ss"] = {"P": weight, "m": mean[:, None]}
+    torch.save(saved, file)
+    converted = convert_file(file, learned_whitening=None if within else "afterwards")
+    path = tmp_path / "ours.safetensors"
+    save(path, converted.params, origin="a test", licence="CC0-1.0")
+    params = load(path)
+    assert describe_file(path)["whitens_scales"] is within
+    (image,) = pictures(150, 190)
+    several = Settings(pool="gem", scales=(1.0, 0.5))
+    ours = describe(params, [image], settings=several)
+    vectors = []
+    for view in (image, resize(image, 95)):
+        adapted = np.float32(pixels(view[None], STATED) * TORCHVISION_CONVENTION.std)
+        adapted = (adapted + np.float32(TORCHVISION_CONVENTION.mean)) * 255
+        maps = torch_networks.activations("alexnet", plain_weights("alexnet"), adapted, False)
+        vectors.append(torch_gem(maps, 2.7))
+    with torch.no_grad():
+        if within:
+            each = [torch.nn.functional.normalize(layer(vector), dim=1) for vector in vectors]
+            expected = torch.nn.functional.normalize(sum(each) / 2, dim=1)
+        else:
+            joined = (sum(vector.pow(2.7) for vector in vectors) / 2).pow(1 / 2.7)
+            joined = torch.nn.functional.normalize(joined, dim=1)
+            expected = torch.nn.functional.normalize(layer(joined), dim=1)
+    np.testing.assert_allclose(ours, expected.numpy(), atol=1e-4)
+    network = dataclasses.replace(params.network, whitens_scales=not within)
+    other = describe(params._replace(network=network), [image], settings=several)
+    assert np.abs(other - expected.numpy()).max() > 1e-3
 
 
 def test_features_alone(file):

@@ -21,8 +21,12 @@ where the object's true box in a positive is known, ``boxes`` and in which photo
 photos of the collection these are empty, and the box is the whole photo.
 
 A photo that cannot be decoded is left out and listed, with the reason, in
-``builder.info.metadata["left_out"]``; positions count without it. Files are stored as they are
-where everyone's decoder makes the same upright RGB pixels of them, else as PNG.
+``builder.info.metadata["left_out"]``; positions count without it, and it is in no query's lists. A
+query whose photo cannot be decoded is left out too. Scores of what is left can be higher than those
+of ``rmacjax evaluate``, where such a photo counts as missed and such a query finds nothing.
+
+Files are stored as they are where everyone's decoder makes the same upright RGB pixels of them,
+else as PNG.
 """
 
 import hashlib

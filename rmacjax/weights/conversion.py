@@ -289,6 +289,7 @@ def convert_file(
         return Conversion(params, path.name, sha256, scheme.title, ignored)
     if retrieval.gem_p is not None:
         network = dataclasses.replace(network, gem_p=retrieval.gem_p)
+    network = dataclasses.replace(network, whitens_scales=retrieval.within)
     return Conversion(
         Params(network, weights, retrieval.whitening),
         path.name,

@@ -12,6 +12,7 @@ strings in the header. Reading one runs no code, and what was damaged on the way
 | `convention` | what the weights expect of a pixel: JSON with order, scale, mean, std |
 | `activation_scale` | brings activations into the range of the paper's quantiser |
 | `gem_p` | exponent of GeM pooling; optional, 3 without it |
+| `whitens_scales` | whether each scale is whitened before scales are joined; optional, no |
 | `thresholds` | JSON: by stage the least score that counts as found; optional |
 | `origin`, `source_sha256`, `licence`, `made_by` | where the numbers come from |
 | `whitening_origin` | what the whitening was learned on |
@@ -115,6 +116,8 @@ def save(
         "whitening_origin": whitening_origin,
         "sha256": _tensors_sha256(stored),
     }
+    if network.whitens_scales:
+        facts["whitens_scales"] = "true"
     if settings is not None:
         facts["settings"] = json.dumps(dict(settings))
     write_atomically(path, reproducible(serialize(stored, facts)))
@@ -259,6 +262,7 @@ def describe_file(name_or_path: str | Path) -> dict[str, object]:
             "convention": _plain(network.convention),
             "activation_scale": network.activation_scale,
             "gem_p": network.gem_p,
+            "whitens_scales": network.whitens_scales,
             "thresholds": dict(network.thresholds),
             "dtype": str(tensors[next(iter(params.weights))].read().dtype),
             "tensors": len(tensors),
@@ -328,6 +332,7 @@ def _network(facts: Mapping[str, str]) -> Network:
             for stage, score in json.loads(facts.get("thresholds", "{}")).items()
         ),
         name=facts["name"],
+        whitens_scales=json.loads(facts.get("whitens_scales", "false")) is True,
     )
 
 
