@@ -4,8 +4,9 @@
 programs wrote, `fetch` gets what their makers publish. A file follows this path: `fetching`
 (download and checksum), `formats` (names, shapes, numbers; `torch_files` and `pickles` for
 PyTorch's, `mat_files`, `mat_hdf5_files` and `matconvnet` for MatConvNet's, `caffe_files` for
-Caffe's), `conversion` (which network; `schemes`: whose layout; `retrieval`: how it pools and
-whitens), `calibration` (how loud it is), `files` (our format).
+Caffe's; the machines below are `rmacjax.foreign`'s), `conversion` (which network; `schemes`: whose
+layout; `retrieval`: how it pools and whitens), `calibration` (how loud it is), `files` (our
+format; `writing`: onto the disk).
 """
 
 from rmacjax.weights.calibration import measure_activation_scale
