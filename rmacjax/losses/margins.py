@@ -56,7 +56,8 @@ def contrastive(
     x, near, far = participants(descriptors, positives, negatives)
     gaps = jnp.asarray(margin).astype(x.dtype) - distances(x)
     pulled = mean_where(squared_distances(x), near)
-    pushed = mean_where(gaps * gaps, far & (gaps > 0))
+    # Not `gaps > 0`, which would pass over a NaN in silence; so everywhere here.
+    pushed = mean_where(gaps * gaps, far & ~(gaps <= 0))
     return 0.5 * (pulled + pushed)
 
 
@@ -102,7 +103,7 @@ def triplet(
         squares, mine, others = item
         places, valid = first_positives(mine, most_positives)
         costs = squares[places][:, None] - squares[None, :] + slack
-        counted = valid[:, None] & others[None, :] & (costs > 0)
+        counted = valid[:, None] & others[None, :] & ~(costs <= 0)
         return jnp.sum(jnp.where(counted, costs, 0.0)), jnp.sum(counted, dtype=x.dtype)
 
     rows = (squared_distances(x), near, far)
@@ -159,7 +160,7 @@ def multi_similarity(
     alike = similarities(x)
     least = jnp.min(jnp.where(near, alike, jnp.inf), axis=1, keepdims=True)
     most = jnp.max(jnp.where(far, alike, -jnp.inf), axis=1, keepdims=True)
-    hard_near, hard_far = near & (alike < most + reach), far & (alike > least - reach)
+    hard_near, hard_far = near & ~(alike >= most + reach), far & ~(alike <= least - reach)
     pulled = _log_one_plus(-steep * (alike - middle), hard_near) / steep
     pushed = _log_one_plus(steeper * (alike - middle), hard_far) / steeper
     return mean_where(pulled + pushed, jnp.any(near, axis=1) & jnp.any(far, axis=1))

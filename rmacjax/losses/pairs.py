@@ -84,7 +84,7 @@ def distances(x: Float[Array, "n d"]) -> Float[Array, "n n"]:
     squares = squared_distances(x)
     lengths = jnp.sum(x * x, axis=1)
     noise = 4.0 * jnp.finfo(x.dtype).eps * (lengths[:, None] + lengths[None, :])
-    known = squares > jax.lax.stop_gradient(noise)
+    known = ~(squares <= jax.lax.stop_gradient(noise))
     return jnp.where(known, jnp.sqrt(jnp.where(known, squares, 1.0)), 0.0)
 
 
