@@ -1,6 +1,6 @@
 """What a source of training images is: photos with labels, or images drawn anew for each step."""
 
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32, Int, Int32, UInt8
@@ -8,6 +8,7 @@ from jaxtyping import Float32, Int, Int32, UInt8
 __all__ = ["Drawing", "Drawn", "Source"]
 
 
+@runtime_checkable
 class Source(Protocol):
     """Photos with labels, read at random. Sources travel to other processes by pickle.
 
@@ -76,6 +77,7 @@ class Drawing(NamedTuple):
     unreadable: tuple[str, ...] = ()
 
 
+@runtime_checkable
 class Drawn(Protocol):
     """Images drawn anew for each step; nothing is stored. They travel by pickle, too."""
 
