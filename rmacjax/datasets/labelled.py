@@ -127,6 +127,6 @@ def _label_key(features: Any, name: str) -> str:
         if whole and any(word in key.lower() for word in _WORDS):
             return str(key)
     raise ValueError(
-        f"{name} has no labels, only {', '.join(sorted(features))}: take a data set with classes, or learn "
-        "from views of a folder of photos"
+        f"{name} has no labels, only {', '.join(sorted(features))}: take a data set with classes, "
+        "or learn from views of a folder of photos"
     )
