@@ -362,6 +362,10 @@ def test_generated_scenes_go_through_their_stages():
         strength=0.8,
         gray=0.4,
         textures=texture_bank(0, 96),
+        extreme=0.15,
+        several=0.3,
+        prints=0.25,
+        mishaps=0.4,
     )
     np.testing.assert_array_equal(drawing.second, wanted.photos)
     np.testing.assert_array_equal(drawing.boxes_px, wanted.boxes)
