@@ -5,7 +5,7 @@ import pytest
 
 from rmacjax import scenes
 from rmacjax.regions import box_iou
-from rmacjax.scenes import searches
+from rmacjax.scenes import mishaps, photos, searches
 
 
 @pytest.fixture(scope="module")
@@ -234,3 +234,129 @@ def test_a_search_shows_what_its_query_outlines_in_its_own_box(monkeypatch, rng)
     assert (batch.boxes[..., 2:] - batch.boxes[..., :2] > 1).all()
     np.testing.assert_allclose(batch.overlaps, box_iou(batch.boxes, batch.boxes[:, :1]), rtol=1e-5)
     assert (batch.overlaps[:, 2:] < 1).all() and batch.overlaps[:, 0].min() == 1
+
+
+def test_pictures_of_a_seed_stay_as_they_were():
+    """Mean brightness tells one picture from another; decoders of JPEG differ by less."""
+    first, second = scenes.training_batch(np.random.default_rng([3, 1]), 3, 64)
+    means = [*first.mean((1, 2, 3)), *second.mean((1, 2, 3))]
+    np.testing.assert_allclose(means, [137.3, 101.3, 108.4, 115.6, 55.3, 123.0], atol=0.5)
+    batch = scenes.search_batch(
+        np.random.default_rng([3, 2]), 3, (64, 80), (112, 112), candidates=3
+    )
+    means = [*batch.queries.mean((1, 2, 3)), *batch.photos.mean((1, 2, 3))]
+    np.testing.assert_allclose(means, [122.3, 106.5, 125.3, 128.6, 109.4, 174.5], atol=0.5)
+    wanted = [[26.3, 9.0, 87.9, 100.2], [31.6, 12.7, 67.7, 53.0], [3.3, 17.8, 52.6, 58.4]]
+    np.testing.assert_allclose(batch.boxes[:, 0], wanted, atol=0.1)
+
+
+LOOKS = ("extreme", "several", "prints", "mishaps")
+
+
+@pytest.mark.parametrize("look", LOOKS)
+def test_every_look_changes_pictures_and_keeps_the_boxes_true(look, monkeypatch):
+    """Scenes whose colours tell where in which scene a pixel lies; prints have their own."""
+    n, side = 10, 240
+    y, x = np.mgrid[:side, :side]
+
+    def maps(*_, **__):
+        return [np.stack([y, x, np.full_like(x, 20 * i)], -1).astype(np.uint8) for i in range(n)]
+
+    monkeypatch.setattr(searches, "related_scenes", maps)
+    monkeypatch.setattr(searches, "photograph", lambda rng, image, **_: image.round())
+    monkeypatch.setattr(searches, "hide_parts", lambda *_: None)
+    monkeypatch.setattr(
+        searches, "render_object", lambda rng, size: np.full((*size, 3), (0, 0, 255), np.uint8)
+    )
+    monkeypatch.setattr(searches, "render_place", lambda rng, size: np.zeros((*size, 3), np.uint8))
+    rng = np.random.default_rng(8)
+    batch = scenes.search_batch(rng, n, (80, 120), (160, 160), candidates=4, **{look: 1.0})
+    plain = scenes.search_batch(np.random.default_rng(8), n, (80, 120), (160, 160), candidates=4)
+    assert (batch.photos != plain.photos).any()
+    sides = (batch.boxes[:, 0, 2:] - batch.boxes[:, 0, :2]) / 160
+    if look == "extreme":
+        assert (sides.max(1) < 0.4).any() and (sides.max(1) > 0.95).any()
+    if look == "mishaps":  # Colours do not tell any more, and boxes are drawn as before.
+        return
+    hits = []
+    for i in range(n):
+        photo = batch.photos[i].astype(int)
+        if look == "prints":
+            thing = (photo[..., 2] > 200) & (photo[..., :2] < 30).all(-1)
+        else:
+            query = batch.queries[i].astype(int)
+            low, high = query[3:-3, 3:-3, :2].min((0, 1)), query[..., :2].max((0, 1))
+            thing = ((photo[..., :2] >= low) & (photo[..., :2] <= high)).all(-1)
+            thing &= photo[..., 2] == 20 * i
+        seen = scenes.mask_box(np.where(thing, 255, 0).astype(np.uint8))
+        hits.append(0.0 if seen is None else box_iou(np.asarray(seen), batch.boxes[i, 0]))
+    assert np.mean(np.asarray(hits) > 0.7) >= 0.9, hits
+
+
+def test_things_beside_leave_the_thing_in_sight(monkeypatch):
+    monkeypatch.setattr(searches, "photograph", lambda rng, image, **_: image.round())
+    size = (160, 160)
+    shown = []
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        image = np.full((*size, 3), 255, np.float32)
+        quad = searches._quad(rng, size, 1.0, 0.3)
+        searches._put_beside(rng, image, quad, [np.zeros((240, 240, 3), np.uint8)])
+        x, y = quad.mean(0).astype(int)
+        shown.append(image[y - 8 : y + 8, x - 8 : x + 8].mean() / 255)
+        assert image.min() < 10, "nothing was put there"
+    assert np.mean(shown) > 0.8
+
+
+def test_spoiled_photos_differ_in_the_ways_that_were_meant():
+    rng = np.random.default_rng(0)
+    image = rng.uniform(0, 255, (40, 50, 3)).astype(np.float32)
+    np.testing.assert_array_equal(scenes.spoil(np.random.default_rng(1), image, 0.0), image)
+    spoiled = [scenes.spoil(np.random.default_rng(s), image, 1.0) for s in range(40)]
+    assert all(each.shape == image.shape and each.dtype == np.float32 for each in spoiled)
+    assert 0.6 < np.mean([(each != image).any() for each in spoiled]) < 1.0
+    shaken = mishaps._shaken(image, 3, 0.0)
+    columns = np.pad(image.astype(np.float64), ((0, 0), (0, 3), (0, 0)), mode="edge")
+    wanted = sum(columns[:, k : k + 50] for k in range(4)) / 4
+    np.testing.assert_allclose(shaken, wanted, rtol=1e-5)
+    smooth = np.broadcast_to(np.linspace(20, 200, 50, dtype=np.float32)[None, :, None], (40, 50, 3))
+    coarse = mishaps._coarse(np.ascontiguousarray(smooth), 2.0)
+    np.testing.assert_allclose(coarse[:, 4:-4], smooth[:, 4:-4], atol=4)
+    assert mishaps._coarse(image, 3.0).std() < 0.8 * image.std()
+
+
+def test_the_benchmark_is_the_same_for_the_same_seed_and_its_boxes_hold_the_things(monkeypatch):
+    options = {"objects": 3, "views": 3, "distractors": 4, "size": (96, 128)}
+    found = scenes.search_set(5, **options)
+    again = scenes.search_set(5, **options)
+    for one, other in zip(found.images, again.images, strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert found.boxes == again.boxes and len(set(found.names)) == 3 * 3 + 4
+    assert found.labels == [0] * 3 + [1] * 3 + [2] * 3 + [-1] * 4
+    assert [found.labels[i] for i, _ in found.queries] == [0, 1, 2]
+    assert (scenes.search_set(6, **options).images[0] != found.images[0]).any()
+    heights = [box[2] - box[0] for box in found.boxes if box is not None]
+    assert min(heights) < 30 and max(heights) > 60
+    # Red things among grey ones: what is red, where nothing hides it, reaches the box's edges.
+    pure = np.array([255, 0, 0], np.uint8)
+
+    def front(seed, number, size):
+        return np.full((40, 30, 3), pure if number < 3 else (90, 90, 90), np.uint8)
+
+    monkeypatch.setattr(photos, "_front", front)
+    monkeypatch.setattr(photos, "fill", lambda *_: None)
+    monkeypatch.setattr(photos, "spoil", lambda rng, image, _: image)
+    monkeypatch.setattr(photos, "photograph", lambda rng, image, **_: image.astype(np.uint8))
+    monkeypatch.setattr(photos, "render_place", lambda rng, size: np.zeros((*size, 3), np.uint8))
+    plain = scenes.search_set(5, **options)
+    for image, box in zip(plain.images, plain.boxes, strict=True):
+        red = (image[..., 0] > 128) & (image[..., 1] < 64)
+        seen = scenes.mask_box(np.where(red, 255, 0).astype(np.uint8))
+        assert (seen is None) == (box is None)
+        if box is not None:
+            np.testing.assert_allclose(seen, box, atol=1)
+
+
+def test_an_impossible_benchmark_is_refused():
+    with pytest.raises(ValueError, match="views >= 1"):
+        scenes.search_set(views=0)

@@ -11,6 +11,7 @@ from tyro.conf import Positional, arg
 from rmacjax.cli.comparisons import Comparison, compared_ways, refuse_comparisons
 from rmacjax.cli.describing import LevelsChoice, PoolChoice, ScalesChoice
 from rmacjax.cli.effects import IDLE_EXPANSION, refuse_idle
+from rmacjax.cli.generated import is_generated, rendered_truth
 from rmacjax.cli.terminal import (
     FirstStageName,
     Flag,
@@ -90,7 +91,8 @@ def evaluate(
 
     Args:
         dataset: A folder of photos with their ground truth, or the name of a published set:
-            oxford5k, paris6k, roxford5k, rparis6k, holidays, instre and others.
+            oxford5k, paris6k, roxford5k, rparis6k, holidays, instre and others; or "scenes", photos
+            that are generated on the spot ("scenes:1", "scenes:2": others of the kind).
         recipe: A published table's settings, and the scores to compare with: paper-oxford5k,
             paper-paris6k, paper-oxford5k-mac, paper-paris6k-alexnet, revisited-roxford5k,
             revisited-rparis6k, sfm-gem-oxford5k and others.
@@ -146,6 +148,10 @@ def evaluate(
         raise ValueError("--whiten and --no-whiten contradict each other: leave one out")
     if no_cache and cache is not None:
         raise ValueError("--cache and --no-cache contradict each other: leave one out")
+    if is_generated(dataset):
+        if cache is not None:
+            raise ValueError("generated photos are rendered anew each time: leave --cache out")
+        no_cache = True
     refuse_comparisons(also, rerank=rerank, expand=expand, fusion=fusion, first_stage=first_stage)
     refuse_idle(
         rerank=rerank, expand=expand, fusion=fusion, first_stage=first_stage, filter_shown=True
@@ -253,6 +259,10 @@ def _read(
 
     if reversed:
         truth = read_museum_reversed(dataset, **({} if subset is None else {"subset": subset}))
+    elif is_generated(dataset):
+        if subset is not None:
+            raise ValueError(f"{dataset} has no subsets: leave --subset out")
+        truth = rendered_truth(dataset)
     elif is_published(dataset):
         if subset is not None:
             raise ValueError(f"{dataset} has no subsets: leave --subset out")

@@ -104,25 +104,29 @@ def open_labelled(name: str, split: str = "train", folder: str | None = None) ->
 
 
 def _image_key(features: Any, name: str) -> str:
-    images = [key for key, kind in features.items() if isinstance(kind, tfds.features.Image)]
+    images = [
+        key for key, kind in sorted(features.items()) if isinstance(kind, tfds.features.Image)
+    ]
     if not images:
-        raise ValueError(f"{name} has no images, only {', '.join(features)}: take another data set")
+        raise ValueError(
+            f"{name} has no images, only {', '.join(sorted(features))}: take another data set"
+        )
     return "image" if "image" in images else images[0]
 
 
 def _label_key(features: Any, name: str) -> str:
     classes = {
         key: kind.num_classes or 0
-        for key, kind in features.items()
+        for key, kind in sorted(features.items())
         if isinstance(kind, tfds.features.ClassLabel)
     }
     if classes:
         return max(classes, key=lambda key: classes[key])
-    for key, kind in features.items():
+    for key, kind in sorted(features.items()):
         whole = getattr(kind, "shape", None) == () and np.dtype(kind.np_dtype).kind in "iu"
         if whole and any(word in key.lower() for word in _WORDS):
             return str(key)
     raise ValueError(
-        f"{name} has no labels, only {', '.join(features)}: take a data set with classes, or learn "
-        "from views of a folder of photos"
+        f"{name} has no labels, only {', '.join(sorted(features))}: take a data set with classes, "
+        "or learn from views of a folder of photos"
     )

@@ -5,6 +5,7 @@ from jaxtyping import UInt8
 
 from rmacjax.scenes.camera import homography, photograph, sample
 from rmacjax.scenes.leaves import render_scene
+from rmacjax.scenes.mishaps import spoil
 from rmacjax.scenes.textures import random_palette, texture_bank
 
 
@@ -17,6 +18,7 @@ def _view(
     strength: float,
     gray: float,
     reach: tuple[float, float],
+    mishaps: float,
 ) -> np.ndarray:
     """Photograph a square scene with the point `anchor` (x, y) in view, before another scene."""
     side = subject.shape[0] * np.exp(rng.uniform(np.log(reach[0]), np.log(reach[1])))
@@ -40,6 +42,8 @@ def _view(
         image = behind + alpha[..., None] * (image - behind)
     if rng.random() < 0.5:
         hide_parts(rng, image, background)
+    if mishaps:
+        image = spoil(rng, image, mishaps)
     return photograph(rng, image, strength=strength, gray=gray)
 
 
@@ -111,6 +115,7 @@ def training_batch(
     reach: tuple[float, float] = (0.45, 1.5),
     relatives: int = 4,
     textures: UInt8[np.ndarray, "t s s 3"] | None = None,
+    mishaps: float = 0.0,
 ) -> tuple[UInt8[np.ndarray, "n H W 3"], UInt8[np.ndarray, "n H W 3"]]:
     """Make pairs of views of different scenes, meant to be confused with each other.
 
@@ -126,6 +131,7 @@ def training_batch(
         reach: least and greatest side of a view as a part of the scene's.
         relatives: how many scenes in a row share a palette and a handful of textures.
         textures: bank of textures; that of seed 0 when None.
+        mishaps: how much goes wrong when photos are taken, see `spoil`.
 
     Returns:
         Two (n, size, size, 3) uint8 arrays; row i of both shows scene i.
@@ -139,7 +145,8 @@ def training_batch(
         anchor = rng.uniform(0.25, 0.75, 2) * scene_size
         for out in (first, second):
             step = int(rng.integers(1, relatives + 1))
-            out[i] = _view(rng, scene, scenes[(i + step) % n], anchor, size, strength, gray, reach)
+            behind = scenes[(i + step) % n]
+            out[i] = _view(rng, scene, behind, anchor, size, strength, gray, reach, mishaps)
     return first, second
 
 

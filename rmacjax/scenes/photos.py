@@ -1,5 +1,6 @@
 """A collection of photos to search in: things in places, with the truth about where they are."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -7,6 +8,7 @@ from jaxtyping import Float
 
 from rmacjax import preprocessing
 from rmacjax.scenes.camera import photograph
+from rmacjax.scenes.mishaps import spoil
 from rmacjax.scenes.painting import disc, fill, mask_box, mix, place, rectangle, surface
 from rmacjax.scenes.places import render_place
 from rmacjax.scenes.things import render_object
@@ -65,10 +67,15 @@ def _photo(
     slant: float,
     clutter: int,
     strength: float,
+    beside: Sequence[np.ndarray] = (),
+    mishaps: float = 0.0,
 ) -> tuple[np.ndarray, Box | None]:
-    """Photograph a thing, or none, in a place; the thing's box comes with it."""
+    """Photograph a thing, or none, in a place among others; the thing's box comes with it."""
     image = render_place(rng, size)
     box = None
+    for other in beside:  # the thing itself stands before them
+        quad = _quad(rng, size, other.shape[0] / other.shape[1], rng.uniform(0.15, 0.45), slant)
+        image, _ = place(image, other, quad)
     if front is not None:
         quad = _quad(rng, size, front.shape[0] / front.shape[1], share, slant)
         shift = np.array([rng.uniform(3, 10), rng.uniform(-10, 10)]) * share
@@ -92,7 +99,10 @@ def _photo(
                 rectangle(y - h, x - w, y, x + w) if upright else disc(y - h / 2, x, h / 2),
                 look,
             )
-    return photograph(rng, image.astype(np.float32), strength=strength), box
+    seen = image.astype(np.float32)
+    if mishaps:
+        seen = spoil(rng, seen, mishaps)
+    return photograph(rng, seen, strength=strength), box
 
 
 def _front(seed: int, number: int, size: tuple[int, int]) -> np.ndarray:
@@ -129,13 +139,7 @@ def render_collection(
     Raises:
         ValueError: a number is negative, objects have no view, or photos are below 64 pixels.
     """
-    if objects < 0 or distractors < 0 or (objects and views < 1):
-        raise ValueError(
-            "expected objects >= 0, views >= 1 and distractors >= 0, got "
-            f"{objects}, {views} and {distractors}"
-        )
-    if min(size) < 64:
-        raise ValueError(f"photos need at least 64 pixels along each side, but size is {size}")
+    _check(objects, views, distractors, size)
     found = SceneCollection([], [], [], [], [])
     for i in range(objects):
         front = _front(seed, i, size)
@@ -167,3 +171,88 @@ def render_collection(
         found.boxes.append(None)
         found.labels.append(-1)
     return found
+
+
+def search_set(
+    seed: int = 0,
+    objects: int = 24,
+    views: int = 4,
+    distractors: int = 60,
+    size: tuple[int, int] = (384, 512),
+) -> SceneCollection:
+    """Make a small benchmark: things that are hard to find, with exact boxes.
+
+    Each object's first view is a fair one and its query. In the others it fills a tenth to all of
+    the photo's height, stands aslant among up to three other things, is partly hidden, and the
+    photos are taken in a hurry. Every second distractor shows other things, as the same kind of
+    photo does.
+
+    Args:
+        seed: the same seed gives the same photos.
+        objects: number of things to search for.
+        views: photos of each.
+        distractors: photos without any of them.
+        size: (height, width) of a photo in pixels.
+
+    Returns:
+        `objects * views + distractors` photos with names, boxes, labels and queries.
+
+    Raises:
+        ValueError: a number is negative, objects have no view, or photos are below 64 pixels.
+    """
+    _check(objects, views, distractors, size)
+    found = SceneCollection([], [], [], [], [])
+    for i in range(objects):
+        front = _front(seed, i, size)
+        for j in range(views):
+            rng = np.random.default_rng([seed, 4, i, j])
+            if j == 0:
+                pixels, box = _photo(
+                    rng, size, front, share=0.72, slant=0.12, clutter=0, strength=0.15
+                )
+                if box is not None:
+                    found.queries.append((len(found.images), box))
+            else:
+                pixels, box = _hard(rng, seed, size, front)
+            found.images.append(pixels)
+            found.names.append(f"object{i:03d}_view{j}.jpg")
+            found.boxes.append(box)
+            found.labels.append(i)
+    for j in range(distractors):
+        rng = np.random.default_rng([seed, 5, j])
+        other = _front(seed, 2_000_000 + j, size) if j % 2 else None
+        found.images.append(_hard(rng, seed, size, other)[0])
+        found.names.append(f"other{j:03d}.jpg")
+        found.boxes.append(None)
+        found.labels.append(-1)
+    return found
+
+
+def _hard(
+    rng: np.random.Generator, seed: int, size: tuple[int, int], front: np.ndarray | None
+) -> tuple[np.ndarray, Box | None]:
+    """A careless photo of a thing, or none, among others, at any scale."""
+    count = int(rng.integers(0, 4))
+    small = (size[0] // 2, size[1] // 2)
+    numbers = rng.integers(3_000_000, 4_000_000, count).tolist()
+    return _photo(
+        rng,
+        size,
+        front,
+        share=float(np.exp(rng.uniform(np.log(0.1), np.log(1.0)))),
+        slant=0.5,
+        clutter=int(rng.integers(0, 3)),
+        strength=0.6,
+        beside=[_front(seed, number, small) for number in numbers],
+        mishaps=0.5,
+    )
+
+
+def _check(objects: int, views: int, distractors: int, size: tuple[int, int]) -> None:
+    if objects < 0 or distractors < 0 or (objects and views < 1):
+        raise ValueError(
+            "expected objects >= 0, views >= 1 and distractors >= 0, got "
+            f"{objects}, {views} and {distractors}"
+        )
+    if min(size) < 64:
+        raise ValueError(f"photos need at least 64 pixels along each side, but size is {size}")

@@ -7,8 +7,12 @@ from jaxtyping import Float, Float32, UInt8
 
 from rmacjax.regions import box_iou
 from rmacjax.scenes.camera import homography, photograph, sample
+from rmacjax.scenes.mishaps import spoil
+from rmacjax.scenes.painting import place
 from rmacjax.scenes.pairs import hide_parts, related_scenes
+from rmacjax.scenes.places import render_place
 from rmacjax.scenes.textures import texture_bank
+from rmacjax.scenes.things import render_object
 
 
 class SearchBatch(NamedTuple):
@@ -34,14 +38,18 @@ def _corners(top: float, left: float, bottom: float, right: float) -> Float[np.n
 
 
 def _quad(
-    rng: np.random.Generator, size: tuple[int, int], aspect: float, share: float
+    rng: np.random.Generator,
+    size: tuple[int, int],
+    aspect: float,
+    share: float,
+    slant: float = 0.05,
 ) -> Float[np.ndarray, "4 2"]:
     """Where the corners (x, y) of a thing come to lie in a photo that it fills by `share`."""
     height, width = size
     aspect *= np.exp(rng.normal(0, 0.12))
     tall = share * min(height, width * aspect)
     corners = np.array([[-0.5, -0.5], [0.5, -0.5], [0.5, 0.5], [-0.5, 0.5]])
-    corners = (corners + rng.normal(0, 0.05, (4, 2))) * [tall / aspect, tall]
+    corners = (corners + rng.normal(0, slant, (4, 2))) * [tall / aspect, tall]
     angle = rng.normal(0, 0.1) if rng.random() < 0.85 else rng.normal(0, 0.4)
     cos, sin = np.cos(angle), np.sin(angle)
     corners = corners @ np.array([[cos, sin], [-sin, cos]])
@@ -71,6 +79,40 @@ def _candidates(
     return np.concatenate([box[None], [[0, 0, height, width]], others])
 
 
+def _put_beside(
+    rng: np.random.Generator,
+    image: Float32[np.ndarray, "H W 3"],
+    quad: Float[np.ndarray, "4 2"],
+    others: list[UInt8[np.ndarray, "S S 3"]],
+) -> None:
+    """Put one to three parts of other scenes into a photo, in place, off the thing."""
+    height, width = image.shape[:2]
+    for _ in range(int(rng.integers(1, 4)) if others else 0):
+        other = others[int(rng.integers(len(others)))]
+        share, aspect = float(rng.uniform(0.15, 0.4)), float(np.exp(rng.normal(0, 0.3)))
+        corners = _quad(rng, (height, width), aspect, share, 0.08)
+        # Of four places in the photo, what is farthest from the thing's middle.
+        places = rng.uniform(0.05, 0.95, (4, 2)) * [width, height]
+        away = np.square(places - quad.mean(0)).sum(-1)
+        corners = corners - corners.mean(0) + places[np.argmax(away)]
+        low = np.maximum(np.floor(corners.min(0)).astype(int), 0)
+        high = np.minimum(np.ceil(corners.max(0)).astype(int), [width, height])
+        shared = np.minimum(high, quad.max(0)) - np.maximum(low, quad.min(0))
+        hidden = np.prod(np.maximum(shared, 0)) / np.prod(np.ptp(quad, axis=0))
+        if (high - low < 4).any() or hidden > 0.2:
+            continue
+        side = other.shape[0]
+        part = side * rng.uniform(0.25, 0.6)
+        y, x = rng.uniform(0, side - part, 2)
+        cut = other[int(y) : int(y + part), int(x) : int(x + part)]
+        frame = _corners(0, 0, cut.shape[0], cut.shape[1])
+        matrix = homography(corners - low, frame)
+        wide, tall = (int(n) for n in high - low)
+        seen, alpha = sample(np.ascontiguousarray(cut), matrix, (tall, wide))
+        there = image[low[1] : high[1], low[0] : high[0]]
+        there += alpha[..., None] * (seen - there)
+
+
 def search_batch(
     rng: np.random.Generator,
     n: int,
@@ -82,6 +124,10 @@ def search_batch(
     gray: float = 0.3,
     relatives: int = 4,
     textures: UInt8[np.ndarray, "t s s 3"] | None = None,
+    extreme: float = 0.0,
+    several: float = 0.0,
+    prints: float = 0.0,
+    mishaps: float = 0.0,
 ) -> SearchBatch:
     """Make queries and photos that show, somewhere, what the queries outline.
 
@@ -99,6 +145,10 @@ def search_batch(
         gray: how often colours are lost.
         relatives: how many scenes in a row share a palette and textures.
         textures: bank of textures; that of seed 0 when None.
+        extreme: how often the thing is tiny or fills more than the photo, and is seen aslant.
+        several: how often parts of other scenes stand beside the thing.
+        prints: how often the thing is a poster, a painting or a package in a room or a street.
+        mishaps: how much goes wrong when photos are taken, see `spoil`; queries get half of it.
     """
     textures = texture_bank() if textures is None else textures
     side = max(photo_size) * 3 // 2
@@ -113,14 +163,23 @@ def search_batch(
         wide = tall / aspect
         top, left = rng.uniform(0, side - tall), rng.uniform(0, side - wide)
         outline = _corners(top, left, top + tall, left + wide)
+        if prints and rng.random() < prints:
+            front = render_object(rng, (round(tall), round(wide)))
+            scene, _ = place(render_place(rng, (side, side)), front, outline[:, ::-1])
 
         by_hand = outline + rng.normal(0, 0.03, (4, 2)) * [wide, tall]
         frame = _corners(0, 0, *query_size)
         seen, _ = sample(scene, homography(frame, by_hand), query_size)
+        if mishaps:
+            seen = spoil(rng, seen, 0.5 * mishaps)
         queries[i] = photograph(rng, seen, strength=0.5 * strength, gray=gray)
 
         share = float(np.exp(rng.uniform(np.log(0.3), np.log(1.2))))
-        quad = _quad(rng, photo_size, aspect, share)
+        slant = 0.05
+        if extreme and rng.random() < extreme:
+            shares = ((0.12, 0.3), (1.2, 1.8))[int(rng.random() < 0.3)]
+            share, slant = float(np.exp(rng.uniform(*np.log(shares)))), 0.1
+        quad = _quad(rng, photo_size, aspect, share, slant)
         cut = rng.random() < 0.5
         if cut:
             t, le, b, r = int(top), int(left), int(np.ceil(top + tall)), int(np.ceil(left + wide))
@@ -135,8 +194,12 @@ def search_batch(
             x = int(rng.integers(0, side - photo_size[1] + 1))
             behind = other[y : y + photo_size[0], x : x + photo_size[1]]
             image = behind + alpha[..., None] * (image - behind)
+        if several and rng.random() < several:
+            _put_beside(rng, image, quad, [scenes[(i + step) % n] for step in range(1, n)])
         if rng.random() < 0.4:
             hide_parts(rng, image, scenes[(i + 1) % n])
+        if mishaps:
+            image = spoil(rng, image, mishaps)
         photos[i] = photograph(rng, image, strength=strength, gray=gray)
 
         (x0, y0), (x1, y1) = quad.min(0), quad.max(0)

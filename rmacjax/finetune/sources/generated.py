@@ -61,6 +61,10 @@ class GeneratedScenes:
         gray: float = 0.4,
         reach: tuple[float, float] = (0.45, 1.5),
         relatives: int = 4,
+        extreme: float = 0.15,
+        several: float = 0.3,
+        prints: float = 0.25,
+        mishaps: float = 0.4,
     ) -> None:
         """Say what is drawn when; nothing is drawn yet.
 
@@ -70,6 +74,10 @@ class GeneratedScenes:
             gray: how often colours are lost, times `strength`.
             reach: least and greatest side of a view as a part of the scene's.
             relatives: scenes in a row that share colours and textures.
+            extreme: how often a thing to find is tiny, or larger than the photo, and aslant.
+            several: how often other things stand beside it.
+            prints: how often it is a poster, a painting or a package in a room or a street.
+            mishaps: how much goes wrong when photos are taken, see `rmacjax.scenes.spoil`.
 
         Raises:
             ValueError: there is no stage, or one of an unknown kind or without steps or pairs.
@@ -88,6 +96,10 @@ class GeneratedScenes:
         self.gray = gray
         self.reach = reach
         self.relatives = relatives
+        self.extreme = extreme
+        self.several = several
+        self.prints = prints
+        self.mishaps = mishaps
 
     def stage_of(self, step: int) -> Stage:
         """The stage that a step belongs to.
@@ -125,6 +137,7 @@ class GeneratedScenes:
                 reach=self.reach,
                 relatives=self.relatives,
                 textures=textures,
+                mishaps=self.mishaps,
             )
             return Drawing(first, second, labels)
         shape = QUERY_SHAPES[step % len(QUERY_SHAPES)]
@@ -138,6 +151,10 @@ class GeneratedScenes:
             gray=self.gray,
             relatives=self.relatives,
             textures=textures,
+            extreme=self.extreme,
+            several=self.several,
+            prints=self.prints,
+            mishaps=self.mishaps,
         )
         return Drawing(found.queries, found.photos, labels, found.boxes, found.overlaps)
 
