@@ -25,7 +25,7 @@ POOLS = {
     "rmac": lambda a: rmac(a, 2),
     "rgem": lambda a: rgem(a, 3, levels=2),
     "regions": lambda a: jnp.sum(
-        l2_normalize(region_generalized_means(a, rmac_regions(4, 5, 2))), axis=0
+        l2_normalize(region_generalized_means(a, rmac_regions(3, 4, 2))), axis=0
     ),
 }
 
@@ -42,18 +42,18 @@ def test_of_a_loss_through_each_pooling_and_normalization(name, rng):
     def loss(maps):
         return info_nce(l2_normalize(jax.vmap(POOLS[name])(maps)), *masks, temperature=0.2)
 
-    maps = rng.uniform(0.2, 2, (4, 4, 5, 3))
+    maps = rng.uniform(0.2, 2, (4, 3, 4, 3))
     with jax.enable_x64(True):
         right(loss, jnp.asarray(maps))
     slope = jax.jit(jax.grad(loss))
-    dark, tied = np.zeros((4, 4, 5, 3), np.float32), np.ones((4, 4, 5, 3), np.float32)
+    dark, tied = np.zeros((4, 3, 4, 3), np.float32), np.ones((4, 3, 4, 3), np.float32)
     for unlucky in (dark, tied, np.concatenate([dark[:2], tied[2:]])):
         assert np.isfinite(slope(unlucky)).all()
 
 
 def test_of_the_exponent_of_gem(rng):
     masks = pair_masks(np.array([0, 0, 1, 1]), np.array([0, 0, 1, 1]))
-    maps = rng.uniform(0.2, 2, (4, 4, 5, 3))
+    maps = rng.uniform(0.2, 2, (4, 3, 4, 3))
 
     def loss(maps, p):
         pooled = jax.vmap(gem, in_axes=(0, None))(maps, p)
@@ -66,7 +66,7 @@ def test_of_the_exponent_of_gem(rng):
 @pytest.mark.parametrize("pool", [rmac, rgem], ids=["rmac", "rgem"])
 def test_of_whitening_as_a_layer(pool, rng):
     masks = pair_masks(np.array([0, 0, 1, 1]), np.array([0, 0, 1, 1]))
-    maps = rng.uniform(0.2, 2, (4, 4, 5, 3))
+    maps = rng.uniform(0.2, 2, (4, 3, 4, 3))
     mean, projection = rng.uniform(0.1, 0.5, 3), rng.normal(size=(2, 3))
 
     def loss(maps, mean, projection):

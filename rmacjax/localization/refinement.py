@@ -14,7 +14,7 @@ from rmacjax.localization.scoring import SCORE_RESOLUTION, Pooling, cosines
 
 # The order in which the sides move: top, left, bottom, right; each by -, then by +.
 _MOVES = np.kron(np.eye(4, dtype=np.int32), np.asarray([[-1], [1]], np.int32))
-_SIDES = np.arange(len(_MOVES)) // 2
+_SIDES = np.arange(len(_MOVES), dtype=np.int32) // 2
 _AXES = _SIDES % 2
 _GROWS = (_MOVES.sum(axis=1) > 0) == (_SIDES >= 2)
 
