@@ -178,17 +178,17 @@ class Stored:
 
     def read(self, search: Callable | None = None, query: np.ndarray | None = None) -> Boxes | None:
         """Read a thousand maps as retrieval does, and localise in them if asked to."""
-        from rmacjax import retrieval
+        from rmacjax.retrieval import batches
 
         def work(part, levels) -> Boxes | None:
-            maps, _ = retrieval._batch(part, levels)
+            maps, _ = batches.padded_batch(part, levels)
             return None if search is None else np.asarray(search(maps, query))[: len(levels)]
 
         found = np.zeros((len(self.rows), 4), np.int64)
-        parts = retrieval._parts(self, self.rows)
-        with ThreadPoolExecutor(retrieval.AT_ONCE) as pool:
-            packed = retrieval._read_ahead(self, self.rows, parts)
-            for part, boxes in zip(parts, retrieval._mapped(pool, work, packed), strict=True):
+        parts = batches.map_parts(self, self.rows)
+        with ThreadPoolExecutor(batches.AT_ONCE) as pool:
+            packed = batches.read_ahead(self, self.rows, parts)
+            for part, boxes in zip(parts, batches.mapped(pool, work, packed), strict=True):
                 if boxes is not None:
                     found[part.positions] = boxes
         return None if search is None else found

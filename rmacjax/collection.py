@@ -176,7 +176,8 @@ class Collection:
 
         Args:
             augment: how many nearest photos join each photo's descriptor, see
-                `rmacjax.augmentation.augment`; computed once and kept in memory.
+                `rmacjax.augmentation.augment`; computed once and kept in memory, and of a thousand
+                photos on also in the collection's folder, until photos come or go.
         """
         self._table.refresh()
         snapshot = self._table.snapshot()
@@ -307,17 +308,17 @@ class Collection:
                 or "regions", each of the query's regions with the photo's one most like it, where
                 the collection was made with ``regions=True``; or "diffusion", by similarity handed
                 on from neighbour to neighbour, where views differ. The nearest of all photos are
-                looked for once for each `Collection` that is open, which takes time that grows with
-                the square of their number, and kept in memory.
+                looked for once, which takes time that grows with the square of their number, and
+                kept as `gallery` says.
             expand_alpha: None counts the boxes that join the query alike, as published; a number
                 weighs each by its cosine with the query to this power (3 is usual), so that wrong
                 ones do less harm.
             augment: how many nearest photos join each photo's descriptor before the search
                 (database-side augmentation); 0 for none. It is computed as the neighbours are.
             min_score: hits whose score is less are left out, so there may be none: "not found" is
-                an answer. "auto" takes what was learned with the network for scores of this kind,
-                by default nothing is left out and each hit says whether it counts as `Hit.found`.
-                Photos beyond those that were re-ranked are judged by the first stage's threshold.
+                an answer. "auto" leaves out what does not count as `Hit.found`, by the threshold
+                learned with the network; by default nothing is left out. Photos are judged by their
+                scores before expansion, those that were not re-ranked by the first stage's.
 
         Raises:
             ValueError: where a number is out of range, the box is no box of the image, the
@@ -363,7 +364,16 @@ class Collection:
             augment=augment,
             settings=self.settings,
         )
-        lines = Lines.of(self.params, kind, first_kind, min_score)
+        # Whether an object is there shows before the query is expanded by what was found.
+        judged_by = score_kind(
+            rerank=rerank,
+            expand=0,
+            fusion=fusion,
+            first_stage=first_stage,
+            augment=augment,
+            settings=self.settings,
+        )
+        lines = Lines.of(self.params, judged_by, first_kind, min_score)
         start = time.perf_counter()
         query = describe_query(self.params, image, box_px, settings=self.settings)
         described = time.perf_counter() - start
@@ -383,9 +393,9 @@ class Collection:
             first_stage=first_stage,
             expand_alpha=expand_alpha,
         )
-        hits = list(hits_of(retrieved, gallery.snapshot, top, lines))
+        ranked, judged = retrieved.ranking.scores, retrieved.reranked or retrieved.filtered
         return SearchResult(
-            hits=[hit for hit in hits if lines.wanted(hit)],
+            hits=list(hits_of(retrieved, gallery.snapshot, top, lines)),
             query_path=None if hasattr(image, "ndim") else os.fspath(image),
             query_box_px=query.box_px,
             query_size_px=(query.height_px, query.width_px),
@@ -394,7 +404,9 @@ class Collection:
             scored_by=kind,
             threshold=lines.learned,
             min_score=lines.learned if isinstance(min_score, str) else min_score,
-            best_score=hits[0].score if hits else None,
+            best_score=float(ranked[0]) if len(ranked) else None,
+            judged_by=judged_by,
+            best_judged=float(judged.scores[0]) if len(ranked) else None,
         )
 
 

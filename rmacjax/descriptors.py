@@ -295,18 +295,23 @@ def join_scales(
     *,
     pool: Pool = "rmac",
     gem_p: float | Float[Array, ""] = 3.0,
+    whitened: bool = False,
 ) -> Float[Array, " _"]:
     """Make one descriptor of those of an image's scales.
 
     Pools with one vector per image are joined before they are whitened, as published: ``(mean of
     v ** m) ** (1 / m)`` with m = p for GeM and 1 for the others, normalized, whitened, normalized.
-    "rmac" and "rgem" whiten each region, so theirs are whitened already, and averaged.
+    "rmac" and "rgem" whiten each region, so theirs are whitened already, and averaged; so are those
+    of a network that whitens within, as a layer, for which the same program takes m = 1.
 
     Args:
-        vectors: unit vectors, one per scale; not whitened where the pool has no regions.
+        vectors: unit vectors, one per scale; not whitened where the pool has no regions, unless
+            `whitened` says so.
         whitening: for pools without regions, applied to the joined vector.
         pool: how the vectors were made.
         gem_p: exponent of "gem".
+        whitened: whether the vectors are whitened already, whatever the pool; then `whitening` is
+            left alone.
 
     Returns:
         (d,) float32, a unit vector (zero where there is nothing to see).
@@ -315,7 +320,7 @@ def join_scales(
         Radenović et al. 2018, section 4 (multi-scale); its authors' program.
     """
     x = jnp.asarray(vectors)
-    if pool in REGIONAL:
+    if whitened or pool in REGIONAL:
         return l2_normalize(jnp.sum(x, axis=0))
     joined = gem(x[:, None, :], gem_p) if pool == "gem" else jnp.mean(x, axis=0)
     return region_vectors(joined[None, :], whitening)[0]
@@ -333,7 +338,10 @@ def fingerprint(params: Params, settings: Settings) -> str:
         del facts["gem_p"]
     whitened = params.whitening is not None and settings.whiten
     several = len(settings.scales) > 1 and settings.pool not in REGIONAL
-    if several and (whitened or settings.pool == "gem"):
+    within = facts.pop("whitens_scales") and whitened
+    if several and within:
+        facts["scales"] = "each whitened before they are joined"
+    elif several and (whitened or settings.pool == "gem"):
         facts["scales"] = "joined before whitening"  # it was the mean of whitened vectors before
     digest = hashlib.sha256(json.dumps([facts, asdict(settings)], sort_keys=True).encode())
     arrays = dict(params.weights)

@@ -2,10 +2,11 @@
 
 What is read or computed for one search stays in memory for the next one: descriptors, region
 vectors where they are small, the descriptors drawn towards their neighbours, and the graph of
-neighbours.
+neighbours. The latter two take long to compute, and of larger collections they are kept beside
+them for the next command, until photos come or go (`rmacjax.storage.computed`).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Array, Float, Int
@@ -13,10 +14,16 @@ from jaxtyping import Array, Float, Int
 from rmacjax.augmentation import augment
 from rmacjax.diffusion import NeighbourGraph, neighbour_graph
 from rmacjax.search import best_scores, pad_rows
-from rmacjax.storage import PackedLevels, Snapshot, Table
+from rmacjax.storage import PackedLevels, Snapshot, Table, derived, derived_key
 
 REGION_BYTES = 256 << 20
 """Region vectors that take no more than this stay in memory for the next search."""
+
+KEPT_FROM = 1000
+"""Of so many photos on, what is computed from all of them is kept; of fewer it takes no time."""
+
+COMPUTATION = 1
+"""To be raised where neighbours, their graph or what is drawn towards them come out otherwise."""
 
 
 def graph_neighbours(photos: int) -> int:
@@ -35,15 +42,21 @@ _Regions = tuple[Int[np.ndarray, " k"], Int[np.ndarray, " k"], Float[Array, "r d
 
 
 class StoredGallery:
-    """One version of a table, a `rmacjax.retrieval.Gallery`; perhaps with other descriptors."""
+    """One version of a table, a `rmacjax.retrieval.Gallery`; perhaps with other descriptors.
+
+    Attributes:
+        snapshot: the version.
+    """
 
     def __init__(
         self,
         table: Table,
         snapshot: Snapshot,
         descriptors: Float[np.ndarray, "n d"] | None = None,
+        neighbours: int = 0,
     ) -> None:
         self._table = table
+        self._neighbours = neighbours
         self.snapshot = snapshot
         self._plain = snapshot.descriptors if descriptors is None else descriptors
         self._descriptors = pad_rows(self._plain)
@@ -81,7 +94,13 @@ class StoredGallery:
         """The graph of each photo's nearest, as many as suit the number of photos; made once."""
         if self._graph is None:
             neighbours = graph_neighbours(len(self._plain))
-            self._graph = neighbour_graph(self._plain, neighbours=neighbours)
+            drawn = f"-of-augmented-{self._neighbours}" if self._neighbours else ""
+            arrays = self._kept(
+                f"graph{drawn}",
+                neighbours,
+                lambda: neighbour_graph(self._plain, neighbours=neighbours)._asdict(),
+            )
+            self._graph = NeighbourGraph(**arrays)
         return self._graph
 
     def augmented(self, neighbours: int) -> "StoredGallery":
@@ -89,9 +108,25 @@ class StoredGallery:
         if neighbours == 0:
             return self
         if neighbours not in self._augmented:
-            drawn = augment(self._plain, neighbours=neighbours)
-            self._augmented[neighbours] = StoredGallery(self._table, self.snapshot, drawn)
+            arrays = self._kept(
+                f"augmented-{neighbours}",
+                neighbours,
+                lambda: {"descriptors": augment(self._plain, neighbours=neighbours)},
+            )
+            drawn = arrays["descriptors"]
+            self._augmented[neighbours] = StoredGallery(
+                self._table, self.snapshot, drawn, neighbours
+            )
         return self._augmented[neighbours]
+
+    def _kept(
+        self, name: str, neighbours: int, compute: Callable[[], dict[str, np.ndarray]]
+    ) -> Mapping[str, np.ndarray]:
+        """What is computed from all descriptors; of larger collections, what an earlier one was."""
+        if len(self._plain) < KEPT_FROM:
+            return compute()
+        key = derived_key(self._plain, name, neighbours, COMPUTATION)
+        return derived(self._table.folder, name, key, compute)
 
     def _read_regions(self) -> Iterator[_Regions]:
         """The region vectors, some hundred photos at a time; from memory where they fit in."""

@@ -31,6 +31,9 @@ class Recipe:
             by twice as many, since every difference goes through them again.
         source: where the figures were published.
         weights: the network's name; None where it has to be given as a file.
+        architecture: of that network.
+        source_sha256: of such a file, how the checksum of what it was converted from begins.
+        whitening_origin: and how that of its whitening does.
         whiten: the dataset whose regions whitening is learned on; None: that of the weights.
         last_pool: whether the network ends with its last pooling; None: as the weights say.
         pool: how a descriptor is made.
@@ -54,6 +57,9 @@ class Recipe:
     rerank: int = 1000
     expand: int = 5
     long_side: int = 1024
+    architecture: str = "vgg16"
+    source_sha256: str = ""
+    whitening_origin: str = ""
 
 
 def _paper(
@@ -66,7 +72,7 @@ def _paper(
 ) -> Recipe:
     rows = dict(zip(("filter", "+ AML", "+ AML + QE"), scores, strict=True))
     expected = {row: {"mAP": score} for row, score in rows.items()}
-    return Recipe(dataset, expected, 1.5, PAPER, weights, whiten, pool=pool)
+    return Recipe(dataset, expected, 1.5, PAPER, weights, whiten, pool=pool, architecture=weights)
 
 
 def _revisited(dataset: str, whiten: str, medium: float, hard: float) -> Recipe:
@@ -86,6 +92,8 @@ def _fine_tuned(dataset: str, scores: Mapping[str, float]) -> Recipe:
         scales=(1.0, 0.5**0.5, 0.5),
         rerank=0,
         expand=0,
+        source_sha256="b4dcdc6",  # as the file's published name has it
+        whitening_origin="retrieval-SfM-120k, multi scale",
     )
 
 

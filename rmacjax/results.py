@@ -32,8 +32,12 @@ class Hit(NamedTuple):
         box_score: cosine of localization, None where the photo was not localised.
         height_px: height of the original.
         width_px: width of the original.
-        found: whether the score says that the photo shows the object: it is at least the threshold
-            learned for scores of its kind. None where none was learned.
+        found: whether the photo counts as showing the object: its `rerank_score`, or its score
+            where it was not re-ranked, is at least the threshold learned for scores of that kind.
+            None where none was learned.
+        rerank_score: what the object's box scored before the query was expanded, None where the
+            photo was not re-ranked. It tells presence, where expanded scores tell next to nothing:
+            an expanded query is like its own finds, whatever they show.
     """
 
     path: str
@@ -45,6 +49,7 @@ class Hit(NamedTuple):
     height_px: int
     width_px: int
     found: bool | None = None
+    rerank_score: float | None = None
 
 
 @dataclass(frozen=True)
@@ -59,10 +64,14 @@ class SearchResult(Sequence[Hit]):
         searched: number of photos in the collection.
         timings: seconds per stage.
         scored_by: the kind of the best hit's score, see `score_kind`.
-        threshold: the least score of that kind that counts as found; None where none was learned.
+        threshold: the least score that counts as found, of the kind `judged_by`; None where none
+            was learned.
         min_score: the least score that was asked for; None where all hits were wanted.
         best_score: the best score of all photos, also of those below the least that was asked for;
             None in an empty collection.
+        judged_by: the kind of the scores that say what was found: those of re-ranking, before
+            expansion; the first stage's where nothing was re-ranked.
+        best_judged: the best score of that kind of all photos; None in an empty collection.
     """
 
     hits: list[Hit]
@@ -75,6 +84,8 @@ class SearchResult(Sequence[Hit]):
     threshold: float | None = None
     min_score: float | None = None
     best_score: float | None = None
+    judged_by: str = ""
+    best_judged: float | None = None
 
     def __len__(self) -> int:
         return len(self.hits)
@@ -150,7 +161,8 @@ class Lines(NamedTuple):
     """Where a search draws its lines between found and not found.
 
     Attributes:
-        learned: the threshold of the final scores, or None.
+        learned: the threshold of the scores of re-ranking, before expansion, or None; where nothing
+            is re-ranked, that of the first stage's.
         learned_first: that of the first stage's, for photos that were not re-ranked.
         asked: what hits must reach to be returned: a score, "auto", or None.
     """
@@ -165,7 +177,7 @@ class Lines(NamedTuple):
 
         Args:
             params: what the photos are described with.
-            kind: of the final scores.
+            kind: of the scores that photos are judged by.
             first: of the first stage's.
             asked: the least score that is wanted.
 
@@ -189,22 +201,34 @@ class Lines(NamedTuple):
         line = self.learned if reranked else self.learned_first
         return None if line is None else score >= line
 
-    def wanted(self, hit: Hit) -> bool:
-        """Whether a hit reaches what was asked for."""
+    def wanted(self, score: float, found: bool | None) -> bool:
+        """Whether a photo reaches what was asked for, by its final score or by being found."""
         if self.asked is None:
             return True
-        if isinstance(self.asked, str):
-            return bool(hit.found)
-        return hit.score >= self.asked
+        return bool(found) if isinstance(self.asked, str) else score >= self.asked
 
 
 def hits_of(retrieved: Retrieved, snapshot: Snapshot, top: int, lines: Lines) -> Iterator[Hit]:
-    """The best images of a search, as people want to see them."""
+    """The best images of a search, as people want to see them.
+
+    Those of the first `top` that reach the score that was asked for; where that is "auto", the
+    first `top` of all that count as found, as expansion may have put others before them.
+    """
     first = dict(
         zip(retrieved.filtered.indices.tolist(), retrieved.filtered.scores.tolist(), strict=True)
     )
-    ranking = zip(retrieved.ranking.indices[:top].tolist(), retrieved.ranking.scores, strict=False)
-    for index, score in ranking:
+    before = retrieved.reranked or retrieved.filtered
+    judged = dict(zip(before.indices.tolist(), before.scores.tolist(), strict=True))
+    deep = isinstance(lines.asked, str)
+    looked = len(retrieved.ranking.indices) if deep else top
+    places = retrieved.ranking.indices[:looked].tolist()
+    left = top
+    for index, score in zip(places, retrieved.ranking.scores, strict=False):
+        reranked = index in retrieved.boxes
+        found = lines.found(judged[index], reranked=reranked)
+        if not left or not lines.wanted(float(score), found):
+            continue
+        left -= 1
         height, width = (int(side) for side in snapshot.sizes_px[index])
         cells = snapshot.map_sizes[index].tolist()
         boxes = boxes_in_pixels(retrieved, index, cells, (height, width))
@@ -218,5 +242,6 @@ def hits_of(retrieved: Retrieved, snapshot: Snapshot, top: int, lines: Lines) ->
             box_score=None if cosines is None else float(cosines[0]),
             height_px=height,
             width_px=width,
-            found=lines.found(float(score), reranked=cosines is not None),
+            found=found,
+            rerank_score=judged[index] if reranked else None,
         )

@@ -9,55 +9,33 @@ import numpy as np
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
 _TYPES = {"int32": 5, "int64": 3, "float": 2, "double": 1, "string": 9, "message": 11}
-_MESSAGES = {  # name: (field, number, type, repeated, packed)
-    "BlobShape": [("dim", 1, "int64", True, True)],
-    "BlobProto": [
-        ("num", 1, "int32", False, False),
-        ("channels", 2, "int32", False, False),
-        ("height", 3, "int32", False, False),
-        ("width", 4, "int32", False, False),
-        ("data", 5, "float", True, True),
-        ("diff", 6, "float", True, True),
-        ("shape", 7, "BlobShape", False, False),
-        ("double_data", 8, "double", True, True),
-    ],
-    "LayerParameter": [
-        ("name", 1, "string", False, False),
-        ("type", 2, "string", False, False),
-        ("bottom", 3, "string", True, False),
-        ("top", 4, "string", True, False),
-        ("blobs", 7, "BlobProto", True, False),
-    ],
-    "V1LayerParameter": [
-        ("bottom", 2, "string", True, False),
-        ("top", 3, "string", True, False),
-        ("name", 4, "string", False, False),
-        ("type", 5, "int32", False, False),  # an enumeration, which is written alike
-        ("blobs", 6, "BlobProto", True, False),
-        ("blobs_lr", 7, "float", True, False),
-    ],
-    "NetParameter": [
-        ("name", 1, "string", False, False),
-        ("layers", 2, "V1LayerParameter", True, False),
-        ("input", 3, "string", True, False),
-        ("input_dim", 4, "int32", True, False),
-        ("layer", 100, "LayerParameter", True, False),
-    ],
-}
+_MESSAGES = """
+BlobShape: packed int64 dim 1
+BlobProto: int32 num 1, int32 channels 2, int32 height 3, int32 width 4, packed float data 5,
+    packed float diff 6, BlobShape shape 7, packed double double_data 8
+LayerParameter: string name 1, string type 2, repeated string bottom 3, repeated string top 4,
+    repeated BlobProto blobs 7
+V1LayerParameter: repeated string bottom 2, repeated string top 3, string name 4, int32 type 5,
+    repeated BlobProto blobs 6, repeated float blobs_lr 7
+NetParameter: string name 1, repeated V1LayerParameter layers 2, repeated string input 3,
+    repeated int32 input_dim 4, repeated LayerParameter layer 100
+"""  # the older layer's type is an enumeration, which is written like an int32
 V1_KINDS = {"Convolution": 4, "InnerProduct": 14, "LRN": 15, "Pooling": 17, "ReLU": 18}
 
 
 @functools.cache
 def _net():
     file = descriptor_pb2.FileDescriptorProto(name="caffe_subset.proto", package="caffe")
-    for message, fields in _MESSAGES.items():
+    for line in _MESSAGES.replace(",\n", ",").strip().splitlines():
+        message, fields = line.split(": ")
         kind = file.message_type.add(name=message)
-        for name, number, type_, repeated, packed in fields:
-            field = kind.field.add(name=name, number=number, label=3 if repeated else 1)
+        for words in map(str.split, fields.split(",")):
+            *how, type_, name, number = words
+            field = kind.field.add(name=name, number=int(number), label=3 if how else 1)
             field.type = _TYPES.get(type_, _TYPES["message"])
             if type_ not in _TYPES:
                 field.type_name = f".caffe.{type_}"
-            if packed:
+            if how == ["packed"]:
                 field.options.packed = True
     pool = descriptor_pool.DescriptorPool()
     pool.Add(file)

@@ -65,3 +65,34 @@ def programs_forgotten() -> Iterator[None]:
 def rng() -> np.random.Generator:
     """Return random numbers that are the same in every run."""
     return np.random.default_rng(20160502)
+
+
+@pytest.fixture
+def plain(monkeypatch, tmp_path_factory) -> None:
+    """Commands show no colours in a wide terminal, and keep nothing in this user's cache."""
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("compiled")))
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.delenv("RMACJAX_TRACEBACK", raising=False)
+
+
+@pytest.fixture
+def file(tmp_path) -> Iterator[Path]:
+    """A place for one file, which is gone after the test: networks are large."""
+    path = tmp_path / "file"
+    yield path
+    path.unlink(missing_ok=True)
+
+
+@pytest.fixture
+def not_measured(request, monkeypatch) -> None:
+    """How loud random networks are does not matter, and takes time to find out."""
+    if "measured" not in request.fixturenames:
+        from rmacjax.weights import conversion
+
+        monkeypatch.setattr(conversion, "measure_activation_scale", lambda *_: 0.25)
+
+
+@pytest.fixture
+def measured() -> None:
+    """For the test that wants to know."""

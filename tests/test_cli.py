@@ -38,13 +38,7 @@ def fill(folder: Path, seeds) -> list[Path]:
     return paths
 
 
-@pytest.fixture(autouse=True)
-def plain(monkeypatch, tmp_path_factory):
-    """No colours, a wide terminal, nothing kept in this user's cache."""
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("compiled")))
-    monkeypatch.setenv("COLUMNS", "100")
-    monkeypatch.setenv("NO_COLOR", "1")
-    monkeypatch.delenv("RMACJAX_TRACEBACK", raising=False)
+pytestmark = pytest.mark.usefixtures("plain")
 
 
 @pytest.fixture(scope="module")
@@ -363,6 +357,12 @@ def test_search_writes_page_and_picture(capsys, made, tmp_path):
         (["--expand-alpha", "-1"], 2, "exponent"),
         (["--augment", "-1"], 2, "augment"),
         (["--augment", "2", "--first-stage", "regions"], 2, "another first stage"),
+        (["--expand-alpha", "3", "--expand", "0"], 2, "with --expand 0 none do"),
+        (["--expand-alpha", "3", "--rerank", "0"], 2, "with --rerank 0 none do"),
+        (["--fusion", "0.5", "--rerank", "0"], 2, "--rerank 0 looks for none"),
+        (["--instances", "2", "--rerank", "0"], 2, "--rerank 0 looks for none"),
+        (["--augment", "2", "--rerank", "all"], 2, "every one is"),
+        (["--first-stage", "diffusion", "--rerank", "all"], 2, "every one is"),
         (["--min-score", "high"], 2, "min-score"),
         (["--min-score", "auto"], 2, "evaluate --save-thresholds"),
         (["--fusion", "1.5"], 2, "0..1"),
@@ -375,6 +375,32 @@ def test_search_refuses(capsys, made, options, code, sentence):
     found, out, err = run(capsys, "search", target, paths[0], *options)
     assert (found, out) == (code, "")
     assert sentence in err and "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("options", "idle"),
+    [
+        (["--augment", 2], "--augment 2 changed nothing in the order: all 5 photos"),
+        (["--first-stage", "diffusion"], "diffusion changed nothing in the order: all 5 photos"),
+        (["--expand-alpha", 0], "--expand-alpha 0 counts all finds alike"),
+        (["--augment", 2, "--rerank", 2], None),
+        (["--augment", 2, "--fusion", 0.5], None),
+        (["--first-stage", "diffusion", "--rerank", 0, "--expand", 0], None),
+    ],
+)
+def test_options_that_change_nothing_are_told_and_change_nothing(capsys, made, options, idle):
+    target, paths = made
+    words = ["search", target, paths[0]]
+    code, _, err = run(capsys, *words, *options)
+    told = "changed nothing" in err or "all finds alike" in err
+    assert code == 0 and told == (idle is not None)
+    if idle is not None:
+        assert idle in err
+        plain, other = (
+            [(hit["path"], hit["score"]) for hit in document(run(capsys, *all_)[1])["hits"]]
+            for all_ in ([*words, "--json", "-"], [*words, *options, "--json", "-"])
+        )
+        assert plain == other
 
 
 def test_not_found_is_an_answer(capsys, made, tmp_path):
@@ -404,11 +430,25 @@ def judged(tmp_path_factory, weights) -> tuple[str, list[Path]]:
 
     root = tmp_path_factory.mktemp("judged")
     params = load(weights)
-    network = replace(params.network, thresholds=(("filter", 0.9995), ("expand", 2.0)))
+    network = replace(params.network, thresholds=(("filter", 0.9995), ("rerank", 2.0)))
     file = save(root / "w.safetensors", params._replace(network=network), origin="a", licence="b")
     paths = fill(root / "photos", range(4))
     assert main(["index", str(root / "photos"), str(root / "c"), "--weights", str(file)]) == 0
     return str(root / "c"), paths
+
+
+def test_found_is_told_by_scores_before_expansion(capsys, judged, weights, tmp_path):
+    from rmacjax.weights import load
+
+    _, paths = judged
+    target = str(tmp_path / "c")
+    params = load(weights)
+    network = replace(params.network, thresholds=(("rerank", 0.9),))
+    file = save(tmp_path / "w.safetensors", params._replace(network=network), origin="", licence="")
+    assert main(["index", *map(str, paths), target, "--weights", str(file)]) == 0
+    code, out, err = run(capsys, "search", target, paths[1])
+    assert code == 0 and out.splitlines()[1].split("\t")[3] == "yes"
+    assert "scored at least 0.900 before the query was expanded" in err
 
 
 def test_what_was_learned_marks_every_hit(capsys, judged):
@@ -423,19 +463,24 @@ def test_what_was_learned_marks_every_hit(capsys, judged):
     assert found["threshold"] == 0.9995 and found["min_score"] is None
     only = document(run(capsys, *words, "--min-score", "auto", "--json", "-")[1])
     assert only["hits"] == found["hits"][:1] and only["min_score"] == 0.9995
-    # Expanded scores have a line of their own, which nothing reaches; what is not re-ranked has the
-    # filter's.
+    # What is re-ranked has a line of its own, for scores before expansion, which nothing reaches;
+    # what is not re-ranked has the filter's.
     code, out, err = run(capsys, "search", target, paths[1], "--rerank", 2)
     assert code == 0 and "Not found: the best of 4 photos" in err
     assert [line.split("\t")[3] for line in out.splitlines()[1:]] == ["no"] * 4
     code, out, _ = run(capsys, "search", target, paths[1], "--min-score", "auto")
     assert (code, out.startswith("Not found: ")) == (0, True)
-    # Scores of other kinds have none.
     other = document(run(capsys, "search", target, paths[1], "--expand", 3, "--json", "-")[1])
+    assert {hit["found"] for hit in other["hits"]} == {False}
+    assert (other["scored_by"], other["judged_by"]) == ("expand expand=3", "rerank")
+    assert f"scores {other['best_judged']:.3f}, and at least 2.000 was learned" in out
+    assert "before the query was expanded" not in run(capsys, *words)[2]
+    # Scores of other kinds have none.
+    words = ["search", target, paths[1], "--fusion", 0.5]
+    other = document(run(capsys, *words, "--json", "-")[1])
     assert {hit["found"] for hit in other["hits"]} == {None}
-    assert other["scored_by"] == "expand expand=3"
-    code, _, err = run(capsys, "search", target, paths[1], "--expand", 0, "--min-score", "auto")
-    assert code == 2 and 'kind "rerank" (only for "filter", "expand")' in err
+    code, _, err = run(capsys, *words, "--min-score", "auto")
+    assert code == 2 and 'kind "rerank fusion=0.5" (only for "filter", "rerank")' in err
 
 
 @pytest.mark.parametrize(
@@ -604,7 +649,7 @@ def test_whiten_writes_weights_that_load(capsys, tmp_path, weights):
 def test_whitening_is_what_the_regions_say(tmp_path, weights):
     """The command's whitening makes the covariance of its own regions the identity."""
     from rmacjax import activations, rmac_regions
-    from rmacjax.cli.whiten import learn
+    from rmacjax.cli.learning import learn
     from rmacjax.descriptors import Settings
     from rmacjax.weights import load
 

@@ -15,8 +15,7 @@ import pytest
 
 from rmacjax import activations, describe, rmac_regions
 from rmacjax.backbones import TORCHVISION_CONVENTION, Network, initialize
-from rmacjax.cli import main
-from rmacjax.cli import whiten as command
+from rmacjax.cli import learning, main
 from rmacjax.cli.describing import PoolName, chosen_settings, stored_settings
 from rmacjax.cli.pairs import Pair, View, pairs_of, read_pairs
 from rmacjax.collection import Collection
@@ -42,12 +41,7 @@ def twin(seed: int) -> np.ndarray:
     return np.clip(photo(seed) * 0.8 + noise, 0, 255).astype(np.uint8)
 
 
-@pytest.fixture(autouse=True)
-def plain(monkeypatch, tmp_path_factory):
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("compiled")))
-    monkeypatch.setenv("COLUMNS", "100")
-    monkeypatch.setenv("NO_COLOR", "1")
-    monkeypatch.delenv("RMACJAX_TRACEBACK", raising=False)
+pytestmark = pytest.mark.usefixtures("plain")
 
 
 @pytest.fixture(scope="module")
@@ -121,19 +115,19 @@ def test_the_command_line_knows_the_pools():
 @pytest.mark.parametrize("pool", ["crow", "gem"])
 def test_pools_without_regions_learn_on_whole_photos(params, folder, pool):
     settings = Settings(pool=pool, scales=(1.0, 0.7))
-    learned, moments = command.learn(params, str(folder), settings, dimensions=6, shrinkage=0.4)
+    learned, moments = learning.learn(params, str(folder), settings, dimensions=6, shrinkage=0.4)
     paths = [str(path) for path in sorted(folder.glob("*.png"))]
     vectors = np.asarray(describe(params, paths, settings=settings))
     assert moments.total == len(vectors) == 12
     mean, projection = oracles_whitening.pca_whitening(vectors, 6, 0.4)
     np.testing.assert_allclose(learned.mean, mean, atol=1e-6)
     np.testing.assert_allclose(learned.projection, projection, rtol=1e-2, atol=1e-2)
-    by_list, _ = command.learn(params, paths, settings, dimensions=6, shrinkage=0.4)
+    by_list, _ = learning.learn(params, paths, settings, dimensions=6, shrinkage=0.4)
     np.testing.assert_allclose(by_list.projection, learned.projection, rtol=1e-2, atol=1e-2)
 
 
 def test_pools_with_regions_learn_on_regions_of_the_levels_asked_for(params, folder):
-    _, moments = command.learn(params, str(folder), Settings(pool="rgem", levels=2))
+    _, moments = learning.learn(params, str(folder), Settings(pool="rgem", levels=2))
     rows = []
     for a1 in activations(params, [str(path) for path in sorted(folder.glob("*.png"))]):
         a1 = np.asarray(a1, np.float64)
@@ -156,9 +150,9 @@ def test_pairs_of_whole_photos_equal_the_oracle(params, folder, monkeypatch):
     channels = vectors.shape[1]
     differences = vectors[0::2].astype(np.float64) - vectors[1::2]
     for kept, at_once in ((1024, 64), (2, 2)):
-        monkeypatch.setattr(command, "KEPT_VIEWS", kept)
-        monkeypatch.setattr(command, "PAIRS", at_once)
-        learned, moments, found, used = command.learn_from_pairs(
+        monkeypatch.setattr(learning, "KEPT_VIEWS", kept)
+        monkeypatch.setattr(learning, "PAIRS", at_once)
+        learned, moments, found, used = learning.learn_from_pairs(
             params, str(folder), pairs, settings
         )
         assert used == len(pairs)
@@ -173,7 +167,7 @@ def test_pairs_of_whole_photos_equal_the_oracle(params, folder, monkeypatch):
 def test_what_differs_within_pairs_becomes_quiet(params, folder):
     settings = Settings(pool="crow")
     pairs = read_pairs(str(folder / "pairs.csv"), str(folder))
-    by_pairs, *_ = command.learn_from_pairs(params, str(folder), pairs, settings, dimensions=5)
+    by_pairs, *_ = learning.learn_from_pairs(params, str(folder), pairs, settings, dimensions=5)
     names = [view.path for pair in pairs for view in pair]
     vectors = np.asarray(describe(params, names, settings=settings), np.float64)
 
@@ -187,7 +181,7 @@ def test_what_differs_within_pairs_becomes_quiet(params, folder):
 
 def test_regions_are_paired_with_those_most_like_them(params, folder):
     pairs = [Pair(View(str(folder / "0.png")), View(str(folder / "0_twin.png")))]
-    _, _, found, used = command.learn_from_pairs(
+    _, _, found, used = learning.learn_from_pairs(
         params, str(folder), pairs, Settings(), dimensions=5
     )
     assert used == len(pairs) < found.total
@@ -338,6 +332,8 @@ def test_interrupted_it_ends_cleanly(folder, weights, tmp_path):
     """Ctrl-C in the middle: one sentence, no file, no traceback."""
     program = (
         "import os, signal, sys, threading; import rmacjax.whitening as w; "
+        # A shell that runs the tests in the background has this signal ignored.
+        "signal.signal(signal.SIGINT, signal.default_int_handler); "
         "real = w.update_moments; "
         "w.update_moments = lambda *a: (os.kill(os.getpid(), signal.SIGINT), real(*a))[1]; "
         "from rmacjax.cli import main; sys.exit(main(sys.argv[1:]))"

@@ -382,6 +382,58 @@ def test_a_first_stage_by_diffusion_is_the_functions(collection, scenes, photos)
     assert [hit.box_px is not None for hit in reranked].count(True) == 4
 
 
+def test_what_is_computed_from_all_photos_is_kept_until_they_change(
+    params, photos, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(galleries, "KEPT_FROM", 3)
+    made = Collection.create(tmp_path / "c", params, settings=SETTINGS)
+    made.add(photos[:5])
+    calls = []
+    for name in ("augment", "neighbour_graph"):
+        compute = getattr(galleries, name)
+
+        def counted(*rows, compute=compute, name=name, **options):
+            calls.append((name, *options.values()))
+            return compute(*rows, **options)
+
+        monkeypatch.setattr(galleries, name, counted)
+
+    def again(count):
+        c = Collection.open(tmp_path / "c", params)
+        gallery, drawn = c.gallery(), c.gallery(augment=2)
+        assert len(c) == count and len(drawn.descriptors) >= count
+        found = [gallery.graph(), drawn.graph(), np.asarray(drawn.descriptors)[:count]]
+        asked, calls[:] = calls.copy(), []
+        return found, asked, [hit[:2] for hit in c.search(photos[0], augment=2, top=count)]
+
+    first, computed, hits = again(5)
+    assert computed == [("augment", 2), ("neighbour_graph", 5), ("neighbour_graph", 5)]
+    plain = first[0]
+    expected = neighbour_graph(made.gallery().snapshot.descriptors, neighbours=5)
+    for one, other in zip(plain, expected, strict=True):
+        np.testing.assert_array_equal(one, other)
+    second, computed, same = again(5)
+    assert computed == [] and same == hits
+    for one, other in zip(first[:2], second[:2], strict=True):
+        assert all(a.dtype == b.dtype and (a == b).all() for a, b in zip(one, other, strict=True))
+    np.testing.assert_array_equal(first[2], second[2])
+    # Another photo, and all is computed anew; then the damaged file alone.
+    made.add(photos[5:6])
+    assert len(again(6)[1]) == 3 and again(6)[1] == []
+    damaged = tmp_path / "c" / "derived" / "augmented-2.npz"
+    content = bytearray(damaged.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    damaged.write_bytes(content)
+    assert again(6)[1] == [("augment", 2)] and again(6)[1] == []
+    made._table.compact(keep_seconds=0)
+    assert again(6)[1] == []
+    made.remove(photos[5])
+    assert len(again(5)[1]) == 3
+    # What is small is not kept.
+    monkeypatch.setattr(galleries, "KEPT_FROM", 6)
+    assert len(again(5)[1]) == 3 and len(again(5)[1]) == 3
+
+
 def test_a_least_score_leaves_out_what_is_below(collection, photos):
     everything = collection.search(photos[2], top=10)
     line = everything[3].score
@@ -411,12 +463,28 @@ def test_learned_thresholds_judge_each_score_by_its_kind(collection, params, pho
     c = learned(" long_side=256")
     judged = c.search(photos[2], top=10, rerank=4, expand=0)
     assert [hit._replace(found=None) for hit in judged] == plain.hits
+    assert judged.judged_by == judged.scored_by and judged.best_judged == judged.best_score
     found = [hit.score >= lines["filter" if hit.box_px is None else "rerank"] for hit in judged]
     assert [hit.found for hit in judged] == found
     assert found[:4] == [True, True, False, False] and any(found[4:])
     assert (judged.scored_by, judged.threshold) == ("rerank long_side=256", lines["rerank"])
     only = c.search(photos[2], top=10, rerank=4, expand=0, min_score="auto")
     assert only.hits == [hit for hit in judged if hit.found]
+    # Expansion changes scores and order, and not what counts as found.
+    expanded = c.search(photos[2], top=10, rerank=4, expand=2)
+    assert [hit.score for hit in expanded[:4]] != [hit.score for hit in judged[:4]]
+    assert {hit.path: hit.found for hit in expanded} == {hit.path: hit.found for hit in judged}
+    before = {hit.path: hit.score for hit in judged[:4]}
+    assert {hit.path: hit.rerank_score for hit in expanded[:4]} == before
+    assert [hit.rerank_score for hit in expanded[4:]] == [None] * 6
+    assert expanded.scored_by == "expand expand=2 long_side=256"
+    assert (expanded.judged_by, expanded.threshold) == (judged.scored_by, judged.threshold)
+    assert expanded.best_judged == judged[0].score
+    # However few are asked for, they are looked for in the whole ranking.
+    every = [hit for hit in expanded if hit.found]
+    for top in (1, 2, 10):
+        few = c.search(photos[2], top=top, rerank=4, expand=2, min_score="auto")
+        assert few.hits == every[:top]
 
 
 @pytest.mark.parametrize("box", [(10, 10, 10, 50), (50, 10, 10, 50), (0, 0, 193, 256)])

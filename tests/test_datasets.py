@@ -22,6 +22,7 @@ from rmacjax.datasets import (
     without_answers,
     write_ground_truth,
 )
+from rmacjax.datasets.ground_truth import box_from_ltrb
 from rmacjax.preprocessing import encode_png, read_size
 
 NONE = np.zeros(0, np.int64)
@@ -524,3 +525,20 @@ def test_runs_without_jax():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_box_on_a_photo_that_cannot_be_read_is_taken_as_it_is(tmp_path):
+    """Who decodes the photo says what is wrong with it; here is no reason to stop."""
+    photo = tmp_path / "a.jpg"
+    photo.write_bytes(b"no photo")
+    assert box_from_ltrb(str(photo), (-3.5, 2.5, 10.2, 20), "here") == (2, 0, 20, 11)
+    with pytest.raises(ValueError, match="here: the box"):
+        box_from_ltrb(str(photo), (5, 2, -1, 20), "here")
+    for folder in ("gallery", "queries"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "a.png").write_bytes(encode_png(np.zeros((9, 9, 3), np.uint8)))
+    entry = {"set": "x", "image": "a.png", "box_px": [1, 2, 30, 40], "relevant": ["a.png"]}
+    (tmp_path / "queries.json").write_text(json.dumps([entry]))
+    assert read_museum(tmp_path).queries[0].box_px == (2, 1, 9, 9)
+    (tmp_path / "queries" / "a.png").write_bytes(b"no photo")
+    assert read_museum(tmp_path).queries[0].box_px == (2, 1, 40, 30)

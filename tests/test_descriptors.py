@@ -1,5 +1,7 @@
 """Descriptors of boxes by every pool, several scales as published, and lasting fingerprints."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -78,6 +80,8 @@ def test_scales_are_joined_as_published(rng, pool):
     expected = oracles.join_scales(vectors, 2.5 if pool == "gem" else 1, whitening)
     np.testing.assert_allclose(joined, expected, atol=2e-6)
     np.testing.assert_array_equal(join_scales(np.zeros_like(vectors), whitening, pool=pool), 0)
+    within = join_scales(-vectors, whitening, pool=pool, gem_p=2.5, whitened=True)
+    np.testing.assert_allclose(within, -oracles.unit(vectors.sum(0)), atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -104,5 +108,11 @@ def test_scales_that_are_joined_another_way_have_another_fingerprint():
     params = Params(Network("alexnet", False, TORCHVISION_CONVENTION), zeros, identity)
     # What it was while whitened vectors were averaged.
     assert fingerprint(params, Settings(512, "mac", scales=(1.0, 0.5))) != "2140c00e22806cb2"
+    several, alone = Settings(512, "gem", scales=(1.0, 0.5)), Settings(512, "gem")
+    within = params._replace(network=replace(params.network, whitens_scales=True))
+    assert fingerprint(within, several) != fingerprint(params, several)
+    assert fingerprint(within, alone) == fingerprint(params, alone)
+    for which in (Settings(512, "gem", scales=(1.0, 0.5), whiten=False), Settings(scales=(1, 0.5))):
+        assert fingerprint(within, which) == fingerprint(params, which)
     names = {fingerprint(params, Settings(pool=pool)) for pool in POOLS}
     assert len(names) == len(POOLS)

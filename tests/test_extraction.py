@@ -14,7 +14,7 @@ import pytest
 from rmacjax import extraction
 from rmacjax.backbones import TORCHVISION_CONVENTION, Network, initialize
 from rmacjax.descriptors import Params, Settings
-from rmacjax.extraction import Extracted, Failed, activations, batch_size, describe
+from rmacjax.extraction import Extracted, Failed, activations, batch_size, describe, describing
 from rmacjax.preprocessing import SIDES as LADDER
 from rmacjax.preprocessing import bucket_side, encode_png
 from rmacjax.regions import rmac_regions
@@ -82,12 +82,12 @@ def test_five_hundred_sizes_compile_a_bounded_number_of_programs(params):
     sizes = {tuple(size) for size in random.integers(40, 193, (520, 2)).tolist()}
     sizes = sorted(sizes)[:500]
     assert len(sizes) == 500
-    extraction._describe_batch.clear_cache()
+    describing._describe_batch.clear_cache()
     described = list(extraction.extract(params, images(sizes)))
     assert sorted(item.index for item in described) == list(range(500))
     buckets = {(bucket_side(h), bucket_side(w)) for h, w in sizes}
     assert len(buckets) == 9
-    assert extraction._describe_batch._cache_size() <= 2 * len(buckets)
+    assert describing._describe_batch._cache_size() <= 2 * len(buckets)
 
 
 def test_the_ladder_holds_every_side_and_wastes_little():

@@ -225,9 +225,6 @@ def test_what_cannot_be_is_refused(weights, searches):
     state = state_of(weights, plan)
     with pytest.raises(ValueError, match="whole chunks of 3"):
         train_step(state, searches, plan=plan)
-    state = state_of(weights, plan)
-    with pytest.raises(ValueError, match="knows no boxes"):
-        train_step(state, searches._replace(boxes=None), plan=replace(plan, chunk=None))
 
 
 def test_bfloat16_computes_with_float32_weights(weights, searches):

@@ -140,7 +140,7 @@ def test_other_names_are_refused_and_not_called(tmp_path, evil, protocol):
             tuple(a.replace("{}", str(touched)) if isinstance(a, str) else a for a in arguments),
         )
     file = written(tmp_path, pickle.dumps({"gnd": [evil]}, protocol=protocol))
-    with pytest.raises(ValueError, match=r"is refused|no function|only lists"):
+    with pytest.raises(ValueError, match=r"is refused|no constructor|only lists"):
         read_pickle(file)
     assert not touched.exists()
 
@@ -152,9 +152,9 @@ def test_other_names_are_refused_and_not_called(tmp_path, evil, protocol):
         (b"]" * 10, "damaged or no pickle"),
         (b"not a pickle", "damaged or no pickle"),
         (b"\x80\x02]q\x00.extra"[:5], "damaged or no pickle"),
-        (b"}(]K\x01u.", "keys are no texts or numbers"),
+        (b"}(]K\x01u.", "keys that are no texts or numbers"),
         (b"}(K\x01u.", "dictionary that makes no sense"),
-        (b"K\x01K\x02a.", "no list"),
+        (b"K\x01K\x02a.", "list that makes no sense"),
         (b"]K\x01b.", "sets attributes"),
         (b"(K\x01K\x02o.", "instruction OBJ"),
         (b"K\x01Q.", "instruction BINPERSID"),
@@ -168,7 +168,7 @@ def test_other_names_are_refused_and_not_called(tmp_path, evil, protocol):
         (b"cnumpy\ndtype\n(U\x01VtR.", "something else than numbers"),
         (b"cos\nsystem\n(U\x04truetR.", "asks for 'os.system', which is refused"),
         (b"U\x06systemU\x02os\x93.", "refused"),
-        (b"U\x0bnumpy dtype(tR.", "no function"),
+        (b"U\x0bnumpy dtype(tR.", "no constructor"),
         # A tuple of itself twice, 64 times, and one 3,000 deep: to write either never ends well.
         (b")" + b"q\x00h\x00\x86" * 64 + b"U\x01a\x93.", "no text, which is refused"),
         (b")" + b"\x85" * 3_000 + b"U\x01a\x93.", "no text, which is refused"),
@@ -325,7 +325,7 @@ def test_matlab_files_that_lie(tmp_path):
     bomb = zlib.compressobj(9)
     packed = b"".join(bomb.compress(b"\0" * 2**20) for _ in range(300)) + bomb.flush()
     file.write_bytes(head + struct.pack("<II", 15, len(packed)) + packed)
-    with pytest.raises(ValueError, match="larger than any ground truth's"):
+    with pytest.raises(ValueError, match="inflate to more than 268435456 bytes"):
         read_mat(file)
 
 

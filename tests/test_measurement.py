@@ -11,17 +11,20 @@ import oracles
 import pytest
 
 import rmacjax
-from rmacjax import measurement
+from rmacjax import measurement, recipes
 from rmacjax.augmentation import augment
 from rmacjax.backbones import TORCHVISION_CONVENTION, Network, initialize
 from rmacjax.cli import main
+from rmacjax.cli.published import compared, departures
 from rmacjax.datasets import GroundTruth, Query
 from rmacjax.descriptors import Params, Settings
 from rmacjax.evaluation import revisited_protocol
-from rmacjax.measurement import Way, measure, trust
+from rmacjax.measurement import Row, Score, Way, measure, searches, trust
 from rmacjax.preprocessing import encode_jpeg
+from rmacjax.recipes import RECIPES
 from rmacjax.weights import load, save
 from rmacjax.weights.calibration import measure_activation_scale
+from rmacjax.whitening import Whitening
 
 NONE = np.zeros(0, np.int64)
 SETTINGS = Settings(long_side=128)
@@ -192,6 +195,15 @@ def test_absent_objects_are_looked_for_where_they_never_were(collection, truth, 
         assert each.hits == np.mean(each.present >= each.threshold)
 
 
+def test_a_gallery_without_anything_left_out_is_the_gallery(collection):
+    gallery = collection.gallery()
+    rest = searches.Without(gallery, [])
+    for one, other in zip(rest.graph(), gallery.graph(), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-6)
+    fewer = searches.Without(gallery, [0, 5])
+    assert fewer.graph().size == len(fewer.kept) == len(gallery.map_sizes) - 2
+
+
 def test_objects_that_are_nowhere_suffice_for_a_threshold(collection, truth):
     lone = truth._replace(queries=truth.queries[4:])
     for each in trust(collection, lone):
@@ -293,6 +305,60 @@ def test_a_photo_that_became_unreadable_is_forgotten(capsys, truth, weights, tmp
     assert cached["photos"] == 11 and "2-1.jpg" in cached["skipped"][0][0]
 
 
+def test_what_cannot_be_read_counts_as_missed_and_is_told(capsys, truth, weights, tmp_path):
+    """A positive, and a query with a box, whose file is not even an image any more."""
+    from rmacjax.datasets import write_ground_truth
+
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    paths = [str(shutil.copy(path, photos)) for path in truth.paths]
+    lone = str(shutil.copy(truth.paths[0], photos / "lone.jpg"))
+    queries = [query._replace(path=paths[3 * i]) for i, query in enumerate(truth.queries[:4])]
+    queries[3] = queries[3]._replace(path=lone, junk=NONE)
+    write_ground_truth(truth._replace(paths=paths, queries=queries), photos / "ground_truth.json")
+    words = [photos, "--weights", weights, "--no-cache", "--trust"]
+    whole = evaluated(capsys, *words)
+    assert whole["positives_missed"] == 0 and whole["queries_unusable"] == []
+    (photos / "1-1.jpg").write_bytes(b"no photo")
+    (photos / "lone.jpg").write_bytes(b"no photo")
+    pages, table = tmp_path / "pages", tmp_path / "table.md"
+    found = evaluated(capsys, *words, "--markdown", table, "--html", pages)
+    for sentence in (
+        "1 positive of 1 query could not be used as photos: they count as missed",
+        "1 query could not be used: what they ask for counts as not found",
+    ):
+        assert sentence in table.read_text()
+    assert found["positives_missed"] == 1
+    ((path, why),) = found["queries_unusable"]
+    assert path == lone and lone in why
+    for row, before in zip(found["rows"], whole["rows"], strict=True):
+        # One of two positives can at best be found first; whose photo is not there finds nothing.
+        assert row["per_query"][1] <= 0.5 and row["per_query"][3] == 0
+        assert row["per_query"][1] <= before["per_query"][1]
+        assert row["scores"]["first place"]["per_query"][3] == 0
+    for each, before in zip(found["trust"], whole["trust"], strict=True):
+        assert len(each["present"]) == len(before["present"])
+        assert each["present"].count(measurement.MISSED) >= 1
+        assert len(each["absent"]) == len(before["absent"]) - 1
+    assert "lone.jpg" in (pages / "query-0004.html").read_text()
+
+
+def test_without_one_query_that_can_be_read_nothing_is_measured(collection, truth, tmp_path):
+    gone = truth.queries[0]._replace(path=str(tmp_path / "gone.jpg"))
+    with pytest.raises(OSError, match=r"none of the queries of things .*gone\.jpg"):
+        measure(collection, truth._replace(queries=[gone, gone]))
+    both = measure(collection, truth._replace(queries=[gone, truth.queries[0], gone]))
+    alone = measure(collection, truth._replace(queries=[truth.queries[0]]))
+    assert list(both.unusable) == [0, 2]
+    for row, other in zip(both.rows, alone.rows, strict=True):
+        value = other.scores["mAP"].mean
+        np.testing.assert_allclose(row.scores["mAP"].per_query, [0, value, 0])
+    # A box that is not on the photo is no reason to stop either.
+    outside = truth.queries[1]._replace(box_px=(0, 0, 5000, 5000))
+    found = measure(collection, truth._replace(queries=[truth.queries[0], outside]))
+    assert "5000" in found.unusable[1]
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="files in use cannot be shared there anyway")
 def test_a_cache_serves_one_evaluation_at_a_time(capsys, folder, weights, tmp_path):
     import fcntl
@@ -305,12 +371,12 @@ def test_a_cache_serves_one_evaluation_at_a_time(capsys, folder, weights, tmp_pa
 
 
 def test_whitening_goes_on_where_it_was_interrupted(truth, params, tmp_path, monkeypatch):
-    from rmacjax.cli import whiten
+    from rmacjax.cli import learning
 
-    monkeypatch.setattr(whiten, "KEPT_PHOTOS", 5)
+    monkeypatch.setattr(learning, "KEPT_PHOTOS", 5)
     kept = str(tmp_path / "sums.npz")
-    whole, moments = whiten.learn(params, truth.paths, SETTINGS)
-    add, calls = whiten._add_all, []
+    whole, moments = learning.learn(params, truth.paths, SETTINGS)
+    add, calls = learning._add_all, []
 
     def interrupted(*arguments):
         calls.append(len(arguments[2]))
@@ -318,11 +384,11 @@ def test_whitening_goes_on_where_it_was_interrupted(truth, params, tmp_path, mon
             raise KeyboardInterrupt
         return add(*arguments)
 
-    monkeypatch.setattr(whiten, "_add_all", interrupted)
+    monkeypatch.setattr(learning, "_add_all", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        whiten.learn(params, truth.paths, SETTINGS, kept=kept)
+        learning.learn(params, truth.paths, SETTINGS, kept=kept)
     assert os.path.exists(kept)
-    resumed, again = whiten.learn(params, truth.paths, SETTINGS, kept=kept)
+    resumed, again = learning.learn(params, truth.paths, SETTINGS, kept=kept)
     assert calls == [5, 5, 5, 2] and again.total == moments.total
     np.testing.assert_allclose(resumed.projection, whole.projection, rtol=1e-4, atol=1e-4)
     assert not os.path.exists(kept)
@@ -364,16 +430,30 @@ def test_whole_queries_are_told(capsys, folder, weights, tmp_path):
     assert "not comparable" in capsys.readouterr().err
 
 
+def test_options_without_effect_are_told(capsys, truth, weights, tmp_path):
+    from rmacjax.datasets import write_ground_truth
+
+    whole = [query._replace(box_px=None) for query in truth.queries[:2]]
+    write_ground_truth(truth._replace(queries=whole), tmp_path / "ground_truth.json")
+    words = ["evaluate", str(tmp_path), "--weights", weights, "--no-cache", "--long-side", "128"]
+    assert main([*words, "--rerank", "0", "--no-whiten", "--queries", "whole"]) == 0
+    said = capsys.readouterr().err
+    for sentence in ("--no-whiten changes nothing", "--queries whole changes", "was expanded"):
+        assert sentence in said
+
+
 def test_thresholds_are_saved_with_the_weights(capsys, folder, weights, tmp_path):
     out = tmp_path / "sure.safetensors"
-    found = evaluated(capsys, folder, "--weights", weights, "--no-cache", "--save-thresholds", out)
-    learned = {each["kind"]: each["threshold"] for each in found["trust"] if each["hits"] >= 0.1}
-    assert learned and all(kind.endswith("long_side=128") for kind in learned)
+    words = [folder, "--queries", "whole", "--no-cache", "--save-thresholds", out, "--weights"]
+    found = evaluated(capsys, *words, weights)
+    kinds = {each["stage"]: (each["kind"], each["threshold"]) for each in found["trust"]}
+    assert all(each["hits"] >= 0.1 for each in found["trust"])
+    # Nothing is judged by what it scores after expansion.
+    learned = dict([kinds["filter"], kinds["rerank"]])
+    assert all(kind.endswith("long_side=128") for kind in learned)
     assert dict(load(out).network.thresholds) == pytest.approx(learned)
     # A second way of searching joins the first one's thresholds.
-    evaluated(
-        capsys, folder, "--weights", out, "--no-cache", "--save-thresholds", out, "--fusion", "0.5"
-    )
+    evaluated(capsys, *words, out, "--fusion", "0.5")
     more = dict(load(out).network.thresholds)
     assert set(learned) < set(more) and any("fusion=0.5" in kind for kind in more)
 
@@ -387,6 +467,12 @@ def test_thresholds_are_saved_with_the_weights(capsys, folder, weights, tmp_path
         (["--recipe", "sfm-gem-oxford5k"], "--weights"),
         ([], "dataset"),
         (["x", "--cache", "y", "--no-cache"], "--no-cache"),
+        (["x", "--fusion", "0.5", "--rerank", "0"], "looks for none"),
+        (["x", "--data-dir", "y"], "leave it out"),
+        ([".", "--also", "fused", "--fusion", "0.5"], "once more"),
+        ([".", "--also", "regions", "--first-stage", "regions"], "once more"),
+        ([".", "--also", "diffusion", "--first-stage", "diffusion"], "once more"),
+        ([".", "--also", "dba", "--first-stage", "regions"], "does not compare"),
     ],
 )
 def test_what_contradicts_itself_is_refused(capsys, words, said, tmp_path, monkeypatch):
@@ -395,6 +481,66 @@ def test_what_contradicts_itself_is_refused(capsys, words, said, tmp_path, monke
     captured = capsys.readouterr()
     assert code in (1, 2) and captured.out == "" and said in captured.err
     assert "Traceback" not in captured.err
+
+
+def test_a_recipe_gives_no_verdict_on_another_run(capsys, folder, weights, tmp_path, monkeypatch):
+    """Folders of the sets' names, with photos of our own, and weights of another network."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("oxford5k", "paris6k"):
+        shutil.copytree(folder, name)
+    words = ["--recipe", "paper-oxford5k-mac", "--no-cache", "--weights", weights]
+    capsys.readouterr()
+    with_pool = dataclasses.replace(RECIPES["paper-oxford5k-mac"], last_pool=None)
+    monkeypatch.setattr(recipes, "RECIPES", {"paper-oxford5k-mac": with_pool})
+    assert main(["evaluate", *words, "--json", "-", "--markdown", "table.md"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    (sentence,) = found["compared_with_published"]
+    assert sentence.startswith("No verdict") and sentence in (tmp_path / "table.md").read_text()
+    for part in ("+ AML + QE, mAP 74.2", "network alexnet where vgg16 is due", "12 photos where"):
+        assert part in sentence
+    assert len(found["unlike_the_recipe"]) == 3
+
+
+def test_in_what_a_run_departs_from_its_recipe(params, truth, weights, tmp_path, monkeypatch):
+    monkeypatch.setenv("RMACJAX_WEIGHTS", str(tmp_path))
+    paris = GroundTruth("paris6k", ["x"] * 6392, truth.queries[:1] * 55)
+    identity = Whitening(np.zeros(256, np.float32), np.eye(256, dtype=np.float32))
+    whitened = params._replace(whitening=identity)
+    save(tmp_path / "alexnet.safetensors", params, origin="random", licence="none needed")
+    published = RECIPES["paper-paris6k-alexnet"]
+    recipe = dataclasses.replace(published, weights="alexnet", architecture="alexnet")
+    usual = Settings()
+
+    def told(recipe=recipe, weights=weights, params=whitened, settings=usual, skipped=0):
+        return departures(recipe, weights, params, settings, paris, skipped)
+
+    assert told() == told(weights="alexnet") == []
+    assert told(published) == ["the network alexnet where alexnet-caffe is due"]
+    louder = {name: 2 * array for name, array in params.weights.items()}
+    assert told(params=whitened._replace(weights=louder)) == [f"weights {weights!r}"]
+    assert told(params=params) == ["no whitening"]
+    assert told(settings=Settings(levels=2)) == ["levels 2 where 3 is due"]
+    assert "with_global" in told(settings=Settings(with_global=True))[0]
+    assert told(skipped=2) == ["2 photos that could not be used"]
+    assert len(told(settings=Settings(512, "gem", scales=(0.5,)))) == 3
+    # A network that is given as a file is known by what it was made of.
+    file = tmp_path / "fine-tuned.safetensors"
+    facts = {"origin": "x", "licence": "none needed", "whitening_origin": "a, multi scale, of x"}
+    save(file, whitened, source_sha256="12ab", **facts)
+    given = dataclasses.replace(recipe, weights=None, source_sha256="12a", whitening_origin="a, mu")
+    assert told(given, str(file)) == []
+    assert "published file" in told(dataclasses.replace(given, source_sha256="1b"), str(file))[0]
+    other = dataclasses.replace(given, whitening_origin="a, single")
+    assert "'a, multi scale, of x'" in told(other, str(file))[0]
+    rows = measure_rows(0.9)
+    recipe = dataclasses.replace(recipe, expected={"filter": {"mAP": 91.0}}, tolerance=1.5)
+    assert compared(rows, recipe, [])[0].endswith(": as published")
+    assert compared(measure_rows(0.89), recipe, [])[0].endswith("NOT as published")
+    assert compared(rows, recipe, ["x"])[0].endswith("this run has x")
+
+
+def measure_rows(mean: float) -> list[Row]:
+    return [Row("filter", {"mAP": Score(mean, mean, mean, np.asarray([mean]))}, float("nan"), 0)]
 
 
 def test_a_recipe_without_its_photos_says_what_to_get(capsys, tmp_path, weights):

@@ -31,6 +31,9 @@ def test_lines_are_those_that_were_learned_for_their_kind():
     assert [lines.found(s, reranked=False) for s in (0.5, 0.501)] == [False, True]
     none = Lines.of(Params(network, {}), "expand", "filter first_stage=regions", 0.5)
     assert none.found(1.0, reranked=True) is none.found(1.0, reranked=False) is None
+    assert lines.wanted(-1.0, None) and none.wanted(0.5, False) and not none.wanted(0.4, True)
+    sure = Lines.of(Params(network, {}), "rerank", "filter", "auto")
+    assert sure.wanted(-1.0, True) and not sure.wanted(9.0, False) and not sure.wanted(9.0, None)
     with pytest.raises(ValueError, match='of the kind "expand" \\(only for "filter", "rerank"\\)'):
         Lines.of(Params(network, {}), "expand", "filter", "auto")
     with pytest.raises(ValueError, match="queries whose object is in no photo"):

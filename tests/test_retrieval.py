@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from oracles import average_precision, mean
 
-from rmacjax import retrieval
 from rmacjax.backbones import TORCHVISION_CONVENTION, Network, initialize
 from rmacjax.descriptors import Params, Settings, fingerprint
 from rmacjax.diffusion import neighbour_graph
@@ -15,10 +14,12 @@ from rmacjax.preprocessing import encode_png
 from rmacjax.regions import rmac_regions
 from rmacjax.retrieval import (
     Query,
+    batches,
     boxes_in_pixels,
     describe_query,
     map_side,
     retrieve,
+    searching,
 )
 from rmacjax.storage import PackedLevels, pack_levels
 from rmacjax.whitening import Whitening
@@ -289,9 +290,10 @@ def test_results_do_not_depend_on_order_or_batches(world, monkeypatch, at_once, 
     options = {"whitening": whitening, "settings": SETTINGS, "expand": 3}
     whole = retrieve(query, Arrays(descriptors, levels), **options)
     order = np.random.default_rng(1).permutation(len(levels))
-    monkeypatch.setitem(retrieval.MAPS_PER_BATCH, "cpu", 3)
-    monkeypatch.setattr(retrieval, "AT_ONCE", at_once)
-    monkeypatch.setattr(retrieval, "READ_AHEAD", ahead)
+    monkeypatch.setitem(batches.MAPS_PER_BATCH, "cpu", 3)
+    monkeypatch.setattr(batches, "AT_ONCE", at_once)
+    monkeypatch.setattr(searching, "AT_ONCE", at_once)
+    monkeypatch.setattr(batches, "READ_AHEAD", ahead)
     gallery = Arrays(descriptors[order], [levels[i] for i in order])
     if packed:
         gallery.levels = [PackedLevels(pack_levels(level)) for level in gallery.levels]
@@ -304,7 +306,7 @@ def test_results_do_not_depend_on_order_or_batches(world, monkeypatch, at_once, 
 
 def test_a_map_that_cannot_be_unpacked_ends_the_search(world, monkeypatch):
     levels, whitening, descriptors, query = world
-    monkeypatch.setitem(retrieval.MAPS_PER_BATCH, "cpu", 2)
+    monkeypatch.setitem(batches.MAPS_PER_BATCH, "cpu", 2)
     gallery = Arrays(descriptors, levels)
     data = b"\1" + pack_levels(levels[5])[1:13] + b"no zstd"  # the earlier format had no checksum
     gallery.levels = [*levels[:5], PackedLevels(data), *levels[6:]]
@@ -416,23 +418,23 @@ def test_the_query_is_the_crop_of_the_image(tmp_path):
 
 
 def test_rare_shapes_join_others(monkeypatch):
-    monkeypatch.setattr(retrieval, "OWN_SHAPE", 3)
+    monkeypatch.setattr(batches, "OWN_SHAPE", 3)
     shapes = [(8, 8)] * 3 + [(12, 16)] * 4 + [(16, 24)] * 3
     rare = [(4, 8), (8, 12), (12, 24), (24, 8), (2, 32)]
-    grouped = retrieval._by_shape([*shapes, *rare])
+    grouped = batches.by_shape([*shapes, *rare])
     assert grouped == {
         (8, 8): [0, 1, 2, 10],  # the smallest that holds them
         (12, 16): [3, 4, 5, 6, 11],
         (16, 24): [7, 8, 9, 12],
         (24, 32): [13, 14],  # what fits nowhere, together
     }
-    assert retrieval._by_shape([(4, 4)]) == {(4, 4): [0]}
+    assert batches.by_shape([(4, 4)]) == {(4, 4): [0]}
 
 
 def test_map_sides_waste_little():
     for side in range(1, 200):
         assert side <= map_side(side) <= max(2 * side, side + 31)
-    assert len({map_side(side) for side in range(1, 65)}) == len(retrieval.MAP_SIDES)
+    assert len({map_side(side) for side in range(1, 65)}) == len(batches.MAP_SIDES)
 
 
 def test_the_fingerprint_names_what_decides_a_descriptor():

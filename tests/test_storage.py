@@ -25,6 +25,8 @@ from rmacjax.storage import (
     Snapshot,
     StoredImage,
     Table,
+    derived,
+    derived_key,
     durability,
     regions,
     rows,
@@ -1024,3 +1026,73 @@ def test_files_are_flushed_before_the_commit_and_the_commit_before_the_answer(
     made.append([make_image("d", 5), large])
     new, early = changed_by(made.compact)
     assert {".lance", ".blob"} <= {Path(path).suffix for path in new} and "data" in early
+
+
+# What is computed from all rows.
+
+
+def test_what_is_derived_is_computed_once_for_its_key(tmp_path):
+    rows = np.random.default_rng(0).random((5, 3)).astype(np.float16)
+    key = derived_key(rows, "x", 3)
+    assert key == derived_key(rows.copy(), "x", 3)
+    others = [
+        derived_key(rows, "x", 4),
+        derived_key(rows[::-1], "x", 3),
+        derived_key(rows.T, "x", 3),
+    ]
+    assert len({key, *others, derived_key(rows.view(np.int16), "x", 3)}) == 5
+    calls = []
+
+    def compute():
+        calls.append(1)
+        return {"a": np.arange(3), "b": np.float32([[len(calls)]])}
+
+    for count, name, key_ in (
+        (1, "one", key),
+        (1, "one", key),
+        (2, "two", key),
+        (3, "one", others[0]),
+        (3, "one", others[0]),
+        (4, "one", key),
+    ):
+        found = derived(tmp_path, name, key_, compute)
+        assert len(calls) == count and sorted(found) == ["a", "b"]
+        assert found["b"].dtype == np.float32 and found["a"].tolist() == [0, 1, 2]
+    assert derived(None, "one", key, compute)["b"] == 5
+    assert sorted(path.name for path in (tmp_path / "derived").iterdir()) == ["one.npz", "two.npz"]
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"\x80\x04N.", b"\x93NUMPY\x01\x00", None])
+def test_what_is_no_whole_file_is_computed_again(tmp_path, content):
+    whole = {"a": np.arange(1000)}
+    derived(tmp_path, "x", "key", lambda: whole)
+    file = tmp_path / "derived" / "x.npz"
+    stored = file.read_bytes()
+    file.write_bytes(stored[: len(stored) // 2] if content is None else content)
+    assert derived(tmp_path, "x", "key", lambda: {"a": np.arange(2)})["a"].size == 2
+    assert derived(tmp_path, "x", "key", dict)["a"].size == 2
+    with open(file, "wb") as other:
+        np.save(other, np.arange(3))
+    assert derived(tmp_path, "x", "key", lambda: whole)["a"].size == 1000
+
+
+def test_a_place_that_cannot_be_written_keeps_nothing(tmp_path):
+    (tmp_path / "derived").write_text("in the way")
+    for _ in range(2):
+        assert derived(tmp_path, "x", "key", lambda: {"a": np.arange(2)})["a"].size == 2
+    assert derived(tmp_path / "gone", "x", "key", lambda: {"a": np.arange(2)})["a"].size == 2
+    assert not (tmp_path / "gone").exists()
+
+
+def test_of_what_is_derived_the_newest_stay(tmp_path):
+    folder = tmp_path / "derived"
+    for number in range(12):
+        derived(tmp_path, f"x{number}", "key", lambda: {"a": np.arange(2)})
+        os.utime(folder / f"x{number}.npz", (number, number))
+    left = {path.name for path in folder.iterdir()}
+    assert left == {f"x{number}.npz" for number in range(4, 12)}
+    torn, begun = folder / ".x.npz.1.unfinished", folder / ".x.npz.2.unfinished"
+    torn.touch(), begun.touch()
+    os.utime(torn, (1, 1))
+    derived(tmp_path, "x5", "other", lambda: {"a": np.arange(2)})
+    assert not torn.exists() and begun.exists() and len([*folder.glob("*.npz")]) == 8

@@ -32,6 +32,7 @@ from PIL import Image
 from rmacjax import backbones
 from rmacjax.backbones import CAFFE_CONVENTION, TORCHVISION_CONVENTION, forward
 from rmacjax.descriptors import Params
+from rmacjax.foreign import Refusal
 from rmacjax.weights import (
     calibration,
     conversion,
@@ -55,24 +56,7 @@ from rmacjax.whitening import Whitening
 run = jax.jit(forward)
 
 
-@pytest.fixture(autouse=True)
-def not_measured(request, monkeypatch):
-    """How loud the random networks here are does not matter, and takes time to find out."""
-    if "measured" not in request.fixturenames:
-        monkeypatch.setattr(conversion, "measure_activation_scale", lambda *_: 0.25)
-
-
-@pytest.fixture
-def measured():
-    """For the test that wants to know."""
-
-
-@pytest.fixture
-def file(tmp_path):
-    """A place for one file, which is gone after the test: VGG16 is large."""
-    path = tmp_path / "file"
-    yield path
-    path.unlink(missing_ok=True)
+pytestmark = pytest.mark.usefixtures("not_measured")
 
 
 # --- every network through every reader ----------------------------------------------------------
@@ -423,7 +407,7 @@ def test_pickles_run_nothing(tmp_path, zipped, function, name, protocol):
     argument = f"touch {canary}" if function is os.system else f"open({str(canary)!r}, 'w')"
     bad = {"features.0.weight": torch.ones(3), "x": Call(function, argument)}
     torch.save(bad, path, _use_new_zipfile_serialization=zipped, pickle_protocol=protocol)
-    with pytest.raises(ValueError, match=rf"bad.pth asks for ({name}), which is refused"):
+    with pytest.raises(ValueError, match=rf"bad.pth asks for '({name})', which is refused"):
         convert(path)
     assert not canary.exists()
 
@@ -450,7 +434,7 @@ def test_keys_are_looked_at_before_they_are_hashed(tmp_path, key):
 def test_pairs_that_make_a_dictionary_are_read(tmp_path):
     ordered = b"\x80\x02ccollections\nOrderedDict\n](](X\x01\x00\x00\x00aK\x01ee\x85R."
     assert pickles.read_pickle(io.BytesIO(ordered), {}) == {"a": 1}
-    with pytest.raises(pickles.Refusal, match="dictionary that makes no sense"):
+    with pytest.raises(Refusal, match="dictionary that makes no sense"):
         pickles.read_pickle(io.BytesIO(ordered.replace(b"K\x01e", b"K\x01K\x01e")), {})
 
 
@@ -477,7 +461,7 @@ def test_whole_models_are_refused_by_name(tmp_path):
 def test_bare_pickles_are_no_weights(tmp_path):
     path = tmp_path / "bare.pkl"
     path.write_bytes(pickle.dumps({"a": Call(os.system, f"touch {tmp_path / 'canary'}")}))
-    with pytest.raises(ValueError, match=r"asks for \w+.system, which is refused"):
+    with pytest.raises(ValueError, match=r"asks for '\w+.system', which is refused"):
         convert(path)
     assert not (tmp_path / "canary").exists()
     path.write_bytes(pickle.dumps({"a": 1}))
@@ -490,8 +474,8 @@ def test_bare_pickles_are_no_weights(tmp_path):
     [
         (b"\x80\x02" + b")" + b"\x85" * 50_000 + b".", "no tensor at all"),  # ((((...))))
         (b"\x80\x02}" + b")" + b"\x85" * 50_000 + b"K\x01s.", "keys"),
-        (b"\x80\x02cos\nsystem\n.", "asks for os.system"),
-        (b"\x80\x02(cos\nsystem\no.", "asks for os.system"),
+        (b"\x80\x02cos\nsystem\n.", "asks for 'os.system'"),
+        (b"\x80\x02(cos\nsystem\no.", "asks for 'os.system'"),
         (b"(S'ls'\nios\nsystem\n.", "instruction INST"),
         (b"\x80\x02ccollections\nOrderedDict\nX\x01\x00\x00\x00a\x85R.", "dictionary"),
         (b"\x80\x02K\x01", "damaged pickle"),
@@ -527,7 +511,7 @@ def test_odd_pickles(tmp_path, monkeypatch, small, bad, message):
         (b"M\xd2\x04\x85", b"J\xff\xff\xff\xff\x85", "makes no sense"),
         (b"K\x00M\xd2\x04\x85", b"K\x01M\xd2\x04\x85", "reaches beyond its 1234 numbers"),
         (b"FloatStorage", b"DoubleStorage", "says that small/data/0 has 9872 bytes"),
-        (b"FloatStorage", b"ComplexFloatStorage", "asks for torch.ComplexFloatStorage"),
+        (b"FloatStorage", b"ComplexFloatStorage", "asks for 'torch.ComplexFloatStorage'"),
     ],
 )
 def test_storages_that_lie(tmp_path, small, old, new, message):
@@ -688,7 +672,7 @@ def test_matlab_files_that_lie(file):
     with pytest.raises(ValueError, match=r"for an array of shape \(1, 1, 78\)"):
         mat_files.read_mat(file, ("x",))
     savemat(file, {"x": np.zeros(10**6)}, do_compression=True)
-    with pytest.raises(ValueError, match="more than can be"):
+    with pytest.raises(ValueError, match=r"inflate to more than \d+ bytes"):
         mat_files.read_mat(file, ("x",))
 
 

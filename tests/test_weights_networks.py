@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import dataclasses
 import functools
 import json
 from pathlib import Path
@@ -24,10 +25,13 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from rmacjax import backbones
 from rmacjax.backbones import CAFFE_CONVENTION, TORCHVISION_CONVENTION, InputConvention, forward
 from rmacjax.cli import main
+from rmacjax.descriptors import Settings
+from rmacjax.extraction import describe
+from rmacjax.foreign import Stored
 from rmacjax.pooling import gem
+from rmacjax.preprocessing import resize
 from rmacjax.weights import (
     caffe_files,
-    conversion,
     convert,
     convert_file,
     describe_file,
@@ -37,25 +41,12 @@ from rmacjax.weights import (
 )
 from rmacjax.weights import retrieval as retrieval_module
 from rmacjax.weights.mat_files import read_mat
-from rmacjax.weights.pickles import Stored
 from rmacjax.whitening import whiten
 
 run = jax.jit(forward)
 
 
-@pytest.fixture(autouse=True)
-def not_measured(request, monkeypatch):
-    """How loud the random networks here are does not matter, and takes time to find out."""
-    if "shared" not in request.fixturenames:
-        monkeypatch.setattr(conversion, "measure_activation_scale", lambda *_: 0.25)
-
-
-@pytest.fixture
-def file(tmp_path):
-    """A place for one file, which is gone after the test."""
-    path = tmp_path / "file"
-    yield path
-    path.unlink(missing_ok=True)
+pytestmark = pytest.mark.usefixtures("not_measured")
 
 
 def pictures(height, width):
@@ -194,7 +185,7 @@ def test_a_resnet_goes_round(file, tmp_path):
         load(path, last_pool=True)
 
 
-def test_real_resnet18(shared):
+def test_real_resnet18(shared, measured):
     params = convert(shared / "weights" / "resnet18_layer1to3_bnfolded.npz")
     assert params.network.architecture == "resnet18-layer3"
     assert params.network.convention == TORCHVISION_CONVENTION
@@ -683,6 +674,45 @@ def test_retrieval_network_with_a_layer(file, tmp_path, architecture, channels, 
     }
     if architecture == "alexnet":
         assert load(file).whitening is not None
+
+
+@pytest.mark.parametrize("within", [True, False])
+def test_a_layer_whitens_each_scale_and_what_was_learned_later_all_at_once(file, tmp_path, within):
+    """The authors' forward passes, in torch: with the layer m = 1, without it m = p."""
+    torch.manual_seed(3)
+    layer = torch.nn.Linear(256, 32).double()
+    saved = retrieval("alexnet", 256, layer=layer if within else None, learned=("afterwards",))
+    if not within:
+        weight = layer.weight.data.numpy()
+        mean = -np.linalg.pinv(weight) @ layer.bias.data.numpy()
+        saved["meta"]["Lw"]["afterwards"]["ss"] = {"P": weight, "m": mean[:, None]}
+    torch.save(saved, file)
+    converted = convert_file(file, learned_whitening=None if within else "afterwards")
+    path = tmp_path / "ours.safetensors"
+    save(path, converted.params, origin="a test", licence="CC0-1.0")
+    params = load(path)
+    assert describe_file(path)["whitens_scales"] is within
+    (image,) = pictures(150, 190)
+    several = Settings(pool="gem", scales=(1.0, 0.5))
+    ours = describe(params, [image], settings=several)
+    vectors = []
+    for view in (image, resize(image, 95)):
+        adapted = np.float32(pixels(view[None], STATED) * TORCHVISION_CONVENTION.std)
+        adapted = (adapted + np.float32(TORCHVISION_CONVENTION.mean)) * 255
+        maps = torch_networks.activations("alexnet", plain_weights("alexnet"), adapted, False)
+        vectors.append(torch_gem(maps, 2.7))
+    with torch.no_grad():
+        if within:
+            each = [torch.nn.functional.normalize(layer(vector), dim=1) for vector in vectors]
+            expected = torch.nn.functional.normalize(sum(each) / 2, dim=1)
+        else:
+            joined = (sum(vector.pow(2.7) for vector in vectors) / 2).pow(1 / 2.7)
+            joined = torch.nn.functional.normalize(joined, dim=1)
+            expected = torch.nn.functional.normalize(layer(joined), dim=1)
+    np.testing.assert_allclose(ours, expected.numpy(), atol=1e-4)
+    network = dataclasses.replace(params.network, whitens_scales=not within)
+    other = describe(params._replace(network=network), [image], settings=several)
+    assert np.abs(other - expected.numpy()).max() > 1e-3
 
 
 def test_features_alone(file):

@@ -42,12 +42,15 @@ class Network:
         activation_scale: the factor that brings activations into the range the paper's 4-bit
             quantiser was made for; 1 for networks in Caffe's convention.
         gem_p: the exponent of GeM pooling, which belongs to weights that were trained with it.
-        thresholds: for each stage of a search ("filter", "rerank", "expand") the least score that
-            counts as found, where they have been learned; they come with the whitening.
+        thresholds: for the kinds of scores that tell what was found ("filter", "rerank" and others,
+            see `rmacjax.results.score_kind`) the least that counts, where they have been learned;
+            they come with the whitening.
         compute_dtype: the type of the convolutions, "float32" or "bfloat16"; maps are float32.
         name: what messages call it.
         source: what `rmacjax.load` finds it again by, a known name or a file's path; empty for a
             network that was never stored.
+        whitens_scales: whether its whitening is a layer of the network, which whitens what is seen
+            at each scale before scales are joined; one that was learned afterwards comes last.
     """
 
     architecture: str
@@ -59,6 +62,7 @@ class Network:
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     name: str = ""
     source: str = ""
+    whitens_scales: bool = False
 
     def __post_init__(self) -> None:
         if self.architecture not in ARCHITECTURES:

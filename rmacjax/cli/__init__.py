@@ -27,6 +27,7 @@ SUMMARIES = {
     "search": "Find the photos that show an outlined object, and where.",
     "evaluate": "Measure the search on photos with known answers.",
     "whiten": "Learn whitening from your photos.",
+    "finetune": "Train a network on your photos, or on generated ones.",
     "weights": "Convert, fetch or look at a network's weights.",
 }
 """Each command in one line, in the order of the help."""
@@ -45,6 +46,7 @@ MODULES = {
     "search": "search",
     "evaluate": "evaluate",
     "whiten": "whiten",
+    "finetune": "finetune",
     "weights convert": "weights",
     "weights fetch": "weights",
     "weights show": "weights",
@@ -57,6 +59,7 @@ KEPT = {
     "index": "What was described so far is kept. Run the same command again to go on from there.",
     "add": "What was described so far is kept. Run the same command again to go on from there.",
     "evaluate": "What was described so far is kept (not with --no-cache). Run it again to go on.",
+    "finetune": "What was learned so far is kept. Run the same command again to go on from there.",
     "demo": "Photos described so far are kept. Run the same command again to go on from there.",
     "remove": "Photos are removed all at once: either all of them are gone, or none.",
     "weights fetch": "A file is only kept when it is complete. Run the same command again.",

@@ -134,14 +134,18 @@ def _tell_taken(
 
 
 def warn_of_other_pool(weights: str, params: "Params", settings: "Settings") -> None:
-    """Say so where the whitening was learned on vectors that were pooled another way.
+    """Say so where the whitening was learned on vectors that were pooled another way, or is none.
 
     Args:
         weights: as `rmacjax.load` takes them.
         params: what was loaded.
         settings: how photos are to be described.
     """
-    if params.whitening is None or not settings.whiten:
+    if params.whitening is None:
+        if not settings.whiten:
+            say(f"--no-whiten changes nothing: {weights!r} has no whitening to leave out")
+        return
+    if not settings.whiten:
         return
     # Whitenings that don't say were learned on R-MAC's regions.
     learned = stored_settings(weights).get("pool", "rmac")

@@ -1,16 +1,16 @@
 """`rmacjax evaluate`: how good the search is where the answers are known."""
 
-import hashlib
+import inspect
 import os
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, arg
 
+from rmacjax.cli.comparisons import Comparison, compared_ways, refuse_comparisons
 from rmacjax.cli.describing import LevelsChoice, PoolChoice, ScalesChoice
+from rmacjax.cli.effects import IDLE_EXPANSION, refuse_idle
 from rmacjax.cli.generated import is_generated, rendered_truth
 from rmacjax.cli.terminal import (
     FirstStageName,
@@ -19,54 +19,20 @@ from rmacjax.cli.terminal import (
     OutFile,
     RerankDepth,
     check_writable,
-    list_skipped,
     prepare,
     progress,
     say,
 )
 
 if TYPE_CHECKING:
-    from rmacjax.collection import AddReport, Collection
     from rmacjax.datasets import GroundTruth
-    from rmacjax.descriptors import Params, Settings
-    from rmacjax.measurement import Trust, Way
-    from rmacjax.recipes import Recipe
-    from rmacjax.retrieval import FirstStage
+    from rmacjax.descriptors import Params
+    from rmacjax.measurement import Trust
 
-Comparison = Literal["regions", "fused", "alpha-qe", "dba", "diffusion"]
-
-FUSED = 0.5
-"""Share of the whole photo in the rows that are called fused."""
-
-ALPHA = 3.0
-"""Exponent of alpha query expansion in the row that is called so."""
+from rmacjax.cli.keeping import described_in, is_published, kept_in, whitened_on
 
 LEAST_HITS = 0.1
 """A threshold that finds a smaller share of what is there is not worth keeping."""
-
-NEIGHBOURS = 10
-"""Nearest photos that join each in the rows that are called DBA."""
-
-_FIXED = (
-    "dataset",
-    "whiten_on",
-    "pool",
-    "levels",
-    "at_scales",
-    "no_whiten",
-    "rerank",
-    "expand",
-    "long_side",
-    "last_pool",
-    "no_last_pool",
-    "queries",
-    "fusion",
-    "first_stage",
-    "distractors",
-    "reversed",
-    "subset",
-)
-"""What a recipe decides and nobody else."""
 
 
 def evaluate(
@@ -164,15 +130,18 @@ def evaluate(
     """
     given = dict(locals())  # as the command was called, for the report and the recipe's check
     from rmacjax.cli.index import pooling_choice
+    from rmacjax.cli.published import departures, recipe_of, recipes_weights
     from rmacjax.cli.scores import Facts, report
 
-    chosen = _recipe(recipe, given)
+    parameters = inspect.signature(evaluate).parameters
+    defaults = {option: parameter.default for option, parameter in parameters.items()}
+    chosen = recipe_of(recipe, given, defaults)
     wanted = pooling_choice(last_pool, no_last_pool)
     if chosen is not None:
         dataset, wanted, whiten_on = chosen.dataset, chosen.last_pool, chosen.whiten
         pool, levels, at_scales = chosen.pool, chosen.levels, chosen.scales
         rerank, expand, long_side = chosen.rerank, chosen.expand, chosen.long_side
-        weights = _recipes_weights(weights, chosen, str(recipe))
+        weights = recipes_weights(weights, chosen, str(recipe))
     if dataset is None:
         raise ValueError("name a dataset or a folder to measure on, or a --recipe")
     if no_whiten and whiten_on is not None:
@@ -183,6 +152,15 @@ def evaluate(
         if cache is not None:
             raise ValueError("generated photos are rendered anew each time: leave --cache out")
         no_cache = True
+    refuse_comparisons(also, rerank=rerank, expand=expand, fusion=fusion, first_stage=first_stage)
+    refuse_idle(
+        rerank=rerank, expand=expand, fusion=fusion, first_stage=first_stage, filter_shown=True
+    )
+    published = any(name is not None and is_published(name) for name in (dataset, whiten_on))
+    if data_dir is not None and not published:
+        raise ValueError(
+            "--data-dir says where published sets lie, and only folders are named: leave it out"
+        )
     check_writable(markdown, json, save_thresholds)
     prepare()
     from rmacjax.cli.describing import chosen_settings, warn_of_other_pool
@@ -192,6 +170,10 @@ def evaluate(
     truth, more = _read(dataset, data_dir, reversed, subset, distractors)
     if not truth.queries:
         raise ValueError(f"{truth.name} has no queries: say in its ground truth what to search for")
+    if queries == "whole" and all(query.box_px is None for query in truth.queries):
+        say(f"--queries whole changes nothing: no query of {truth.name} has an outline")
+    if rerank == 0 and expand > 0:
+        say(IDLE_EXPANSION)
     params = load(weights, last_pool=wanted)
     settings = chosen_settings(
         weights,
@@ -201,17 +183,24 @@ def evaluate(
         scales=at_scales,
         whiten=not no_whiten,
     )
-    ways = _ways(len(truth.paths), also, rerank, expand, fusion, first_stage)
+    ways = compared_ways(
+        len(truth.paths),
+        also,
+        rerank=rerank,
+        expand=expand,
+        fusion=fusion,
+        first_stage=first_stage,
+    )
     regions = any(way.first_stage == "regions" for way in ways)
-    with _kept_in(cache, no_cache) as folder:
+    with kept_in(cache, no_cache) as folder:
         if whiten_on is not None:
-            params = _whitened(params, whiten_on, data_dir, settings, folder)
+            params = whitened_on(params, whiten_on, data_dir, settings, folder)
         else:
             warn_of_other_pool(weights, params, settings)
-        collection, added = _described(truth, params, settings, regions, folder)
+        collection, added = described_in(truth, params, settings, regions, folder)
         pages = None
         if html is not None:
-            from rmacjax.cli.scores import Pages
+            from rmacjax.cli.query_pages import Pages
 
             pages = Pages(html, collection, truth)
         with progress("queries") as update:
@@ -241,41 +230,15 @@ def evaluate(
             recipe=None if recipe is None else str(recipe),
             options={name: value for name, value in given.items() if name not in ("json", "html")},
         )
-        report(measured, trusted, facts, chosen, markdown, json)
+        different: list[str] = []
+        if chosen is not None:
+            left_out = len(added.skipped) + len(measured.unusable)
+            different = departures(chosen, weights, collection.params, settings, truth, left_out)
+        report(measured, trusted, facts, chosen, different, markdown, json)
         if pages is not None:
             pages.finish(measured)
     if save_thresholds is not None:
         _save_thresholds(save_thresholds, weights, params, whiten_on, trusted, truth.name)
-
-
-def _recipe(name: str | None, given: dict[str, object]) -> "Recipe | None":
-    """The recipe of that name, after it was made sure that nothing contradicts it."""
-    if name is None:
-        return None
-    import inspect
-
-    from rmacjax.recipes import RECIPES
-
-    if name not in RECIPES:
-        raise ValueError(f"there is no recipe {name!r}; there are {', '.join(RECIPES)}")
-    defaults = inspect.signature(evaluate).parameters
-    for option in _FIXED:
-        if given[option] != defaults[option].default:
-            words = "--" + option.removesuffix("_on").removeprefix("at_").replace("_", "-")
-            what = "what is searched" if option == "dataset" else words
-            raise ValueError(f"the recipe {name!r} decides {what}: leave it out, or the recipe")
-    return RECIPES[name]
-
-
-def _recipes_weights(weights: str, recipe: "Recipe", name: str) -> str:
-    if weights != "default":
-        return weights
-    if recipe.weights is None:
-        raise ValueError(
-            f"the recipe {name!r} needs its network: rmacjax weights convert the published file, "
-            "and name it with --weights"
-        )
-    return recipe.weights
 
 
 def _read(
@@ -287,7 +250,6 @@ def _read(
 ) -> "tuple[GroundTruth, int]":
     """The ground truth of a folder or of a published set, and how many distractors it got."""
     from rmacjax.datasets import (
-        KNOWN,
         add_distractors,
         read_dataset,
         read_ground_truth,
@@ -301,7 +263,7 @@ def _read(
         if subset is not None:
             raise ValueError(f"{dataset} has no subsets: leave --subset out")
         truth = rendered_truth(dataset)
-    elif dataset in KNOWN and not os.path.isdir(dataset):
+    elif is_published(dataset):
         if subset is not None:
             raise ValueError(f"{dataset} has no subsets: leave --subset out")
         folder = None if data_dir is None else os.path.join(data_dir, dataset)
@@ -312,146 +274,6 @@ def _read(
     if distractors is not None and not more:
         raise OSError(f"there is no photo in {distractors!r}")
     return add_distractors(truth, more), len(more)
-
-
-def _ways(
-    photos: int,
-    also: Sequence[Comparison],
-    rerank: "int | Literal['all']",
-    expand: int,
-    fusion: float,
-    first_stage: "FirstStage",
-) -> "list[Way]":
-    """The search that was asked for, and those that it is to be compared with."""
-    from rmacjax.measurement import Way
-
-    first = Way(rerank=rerank, expand=expand, fusion=fusion, first_stage=first_stage)
-    ways = [first]
-    # Where every photo is re-ranked, what comes first decides nothing further on.
-    everything = rerank == "all" or rerank >= photos
-    later = (lambda name: (name, None, None)) if everything else _three
-    filtered = replace(first, rerank=0, expand=0) if everything else first
-    for name in dict.fromkeys(also):
-        if name == "regions":
-            ways.append(replace(filtered, rows=later("regions"), first_stage="regions"))
-        elif name == "dba":
-            ways.append(replace(filtered, rows=later("DBA"), augment=NEIGHBOURS))
-        elif name == "diffusion":
-            ways.append(replace(filtered, rows=later("diffusion"), first_stage="diffusion"))
-        elif name == "fused" and rerank:
-            rows = (None, "+ AML, fused", "+ AML + QE, fused")
-            ways.append(replace(first, rows=rows, fusion=FUSED))
-        elif name == "alpha-qe" and rerank and expand:
-            ways.append(replace(first, rows=(None, None, "+ AML + alpha-QE"), expand_alpha=ALPHA))
-        else:
-            needs = "--rerank" if name == "fused" else "--rerank and --expand"
-            raise ValueError(f"--also {name} needs {needs} above 0")
-    return ways
-
-
-def _three(name: str) -> tuple[str, str, str]:
-    return name, f"{name} + AML", f"{name} + AML + QE"
-
-
-@contextmanager
-def _kept_in(cache: str | None, no_cache: bool) -> Iterator[str]:
-    """The folder for descriptions; a passing one where nothing is to be kept."""
-    if no_cache:
-        with tempfile.TemporaryDirectory(prefix="rmacjax-evaluate-") as folder:
-            yield folder
-        return
-    import platformdirs
-
-    default = os.path.join(platformdirs.user_cache_dir("rmacjax", appauthor=False), "evaluate")
-    folder = os.path.abspath(cache or default)
-    os.makedirs(folder, exist_ok=True)
-    with _alone(folder):
-        yield folder
-
-
-@contextmanager
-def _alone(folder: str) -> Iterator[None]:
-    """Refuse to work in a cache where another evaluation is at work.
-
-    Raises:
-        OSError: where one is.
-    """
-    try:
-        import fcntl
-    except ImportError:  # not on Windows, where the file below cannot be shared anyway
-        yield
-        return
-    with open(os.path.join(folder, "in-use"), "w", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise OSError(
-                f"another evaluation is at work in {folder!r}: wait for it, or name another --cache"
-            ) from error
-        yield
-
-
-def _whitened(
-    params: "Params", source: str, data_dir: str | None, settings: "Settings", folder: str
-) -> "Params":
-    """The network with a whitening learned on other photos, this time or an earlier one."""
-    import jax.numpy as jnp
-    import numpy as np
-
-    from rmacjax.cli.whiten import learn
-    from rmacjax.datasets import KNOWN, read_dataset
-    from rmacjax.descriptors import fingerprint
-    from rmacjax.preprocessing import find_images
-    from rmacjax.whitening import Whitening
-
-    if source in KNOWN and not os.path.isdir(source):
-        place = None if data_dir is None else os.path.join(data_dir, source)
-        files: list[str] = read_dataset(source, place).paths
-    else:
-        files = find_images(source).files
-    if not files:
-        raise OSError(f"there is no photo in {source!r} to learn whitening on")
-    digest = hashlib.sha256(fingerprint(params, replace(settings, whiten=False)).encode())
-    for file in files:
-        status = os.stat(file)
-        digest.update(f"{os.path.abspath(file)}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
-    kept = os.path.join(folder, f"whitening-{digest.hexdigest()[:16]}.npz")
-    if not os.path.exists(kept):
-        say(f"Learning whitening on {len(files)} photos of {source}")
-        learned, _ = learn(params, files, settings, kept=f"{kept}.begun")
-        unfinished = f"{kept}.unfinished"
-        with open(unfinished, "wb") as file_:
-            np.savez(file_, mean=learned.mean, projection=learned.projection)
-        os.replace(unfinished, kept)
-    with np.load(kept) as arrays:
-        mean, projection = (jnp.asarray(arrays[name]) for name in Whitening._fields)
-    return params._replace(whitening=Whitening(mean, projection))
-
-
-def _described(
-    truth: "GroundTruth", params: "Params", settings: "Settings", regions: bool, folder: str
-) -> "tuple[Collection, AddReport]":
-    """The collection of a ground truth's photos, whatever was described before taken as it is."""
-    from rmacjax.collection import Collection
-    from rmacjax.descriptors import fingerprint
-
-    name = "".join(c if c.isalnum() else "-" for c in truth.name)[:40]
-    photos = hashlib.sha256("\0".join(map(os.path.abspath, truth.paths)).encode("utf-8", "replace"))
-    kind = f"{fingerprint(params, settings)}{'-regions' if regions else ''}"
-    place = os.path.join(folder, f"{name}-{photos.hexdigest()[:8]}-{kind}")
-    if os.path.isdir(place):
-        collection = Collection.open(place, params)
-    else:
-        collection = Collection.create(place, params, settings=settings, regions=regions)
-    with progress("photos") as update:
-        added = collection.add(truth.paths, progress=update)
-    list_skipped(added.skipped)
-    # What could be read the last time and cannot now is as if it had never been.
-    if added.skipped:
-        collection.remove([path for path, _ in added.skipped])
-    if not len(collection):
-        raise OSError(f"none of the photos of {truth.name} could be used")
-    return collection, added
 
 
 def _save_thresholds(
@@ -479,6 +301,8 @@ def _save_thresholds(
         origin = f"PCA, learned on the regions of the photos in {name!r}"
     for each in trusted:
         thresholds.pop(each.kind, None)
+        if each.stage == "expand":
+            continue  # photos are judged by their scores before expansion
         if each.hits < LEAST_HITS:
             say(
                 f"No threshold for {each.kind!r}: it would find {each.hits:.0%} of what is there, "

@@ -6,25 +6,21 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rmacjax import __version__
-from rmacjax.cli.terminal import finite, say, table, write_json, write_text
+from rmacjax.cli.terminal import LISTED, count, finite, say, table, write_json, write_text
 
 if TYPE_CHECKING:
     from rmacjax.collection import AddReport, Collection
     from rmacjax.datasets import GroundTruth
     from rmacjax.measurement import Measured, Row, Trust
-    from rmacjax.pictures import Ranking
     from rmacjax.recipes import Recipe
-    from rmacjax.retrieval import Query, Retrieved
+
+from rmacjax.cli.query_pages import main_score
 
 FEW_QUERIES = 5
 """Of fewer, an interval says nothing."""
-
-ON_PAGE = 20
-"""Results shown on a query's page."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +84,33 @@ class Facts:
             "photos_per_second": round(new / max(self.added.seconds, 1e-9), 2) if new else None,
         }
 
+    def unusable(self, measured: "Measured") -> tuple[list[str], dict[str, object]]:
+        """Positives and queries that could not be described, and what that did to the scores."""
+        there = set(self.collection.paths)
+        lacking = {
+            number
+            for number, path in enumerate(self.truth.paths)
+            if os.path.abspath(path) not in there
+        }
+        missed = [len(lacking.intersection(q.positives.tolist())) for q in self.truth.queries]
+        words = []
+        if any(missed):
+            words.append(
+                f"{count(sum(missed), 'positive')} of {queries(sum(map(bool, missed)))} "
+                "could not be used as photos: they count as missed"
+            )
+        if measured.unusable:
+            words.append(
+                f"{queries(len(measured.unusable))} could not be used: what they ask for counts as "
+                "not found"
+            )
+        return words, {
+            "positives_missed": sum(missed),
+            "queries_unusable": [
+                [self.truth.queries[number].path, why] for number, why in measured.unusable.items()
+            ],
+        }
+
     def line(self) -> str:
         """The settings in one line, for below a table."""
         settings, options = self.collection.settings, self.options
@@ -111,27 +134,51 @@ class Facts:
         return ", ".join(f"{name} {value}" for name, value in facts.items())
 
 
+def queries(number: int) -> str:
+    """So many queries, in words."""
+    return f"{number:,} quer{'y' if number == 1 else 'ies'}"
+
+
 def report(
     measured: "Measured",
     trusted: Sequence["Trust"],
     facts: Facts,
     recipe: "Recipe | None",
+    different: Sequence[str],
     markdown: str | None,
     json: str | None,
 ) -> None:
-    """Print and write the scores."""
+    """Print and write the scores.
+
+    Args:
+        measured: the rows.
+        trusted: what scores say of presence.
+        facts: what was measured.
+        recipe: what to compare with.
+        different: in what the run is not the recipe's, see `rmacjax.cli.published`.
+        markdown: a file for the table, or None.
+        json: a file for everything, "-" or None.
+    """
+    from rmacjax.cli.published import compared
     from rmacjax.pictures import duration
 
     headings, lines = _table(measured.rows)
-    verdicts = [] if recipe is None else _compared(measured.rows, recipe)
+    verdicts = [] if recipe is None else compared(measured.rows, recipe, different)
     differences = _differences(measured.rows)
+    footnotes, unusable = facts.unusable(measured)
+    if measured.unusable:
+        say(f"{queries(len(measured.unusable))} could not be used:")
+        for why in [*measured.unusable.values()][:LISTED]:
+            say(f"  {why}")
+        if len(measured.unusable) > LISTED:
+            say(f"  and {len(measured.unusable) - LISTED} more (all of them with --json)")
     if json != "-":
         table(headings, lines)
         if facts.options["queries"] == "whole":
             say("Queries are whole photos, not outlined objects: not comparable with published.")
         times = ", ".join(f"{stage} {duration(t)}" for stage, t in measured.seconds.items())
         say(f"Per query: {times}; first stage (the row 'filter'): {facts.options['first_stage']}")
-        for sentence in [*(each["words"] for each in differences), *verdicts]:
+        for sentence in [*footnotes, *(each["words"] for each in differences), *verdicts]:
             say(str(sentence))
         for each in trusted:
             say(_in_words(each))
@@ -139,19 +186,26 @@ def report(
         rows = [" | ".join(line) for line in lines]
         text = "| " + " | ".join(headings) + " |\n|---|" + "--:|" * (len(headings) - 1)
         text += "".join(f"\n| {row} |" for row in rows)
-        sentences = [facts.line(), *(str(each["words"]) for each in differences), *verdicts]
+        sentences = [
+            *footnotes,
+            facts.line(),
+            *(str(each["words"]) for each in differences),
+            *verdicts,
+        ]
         sentences += map(_in_words, trusted)
         write_text(markdown, text + "".join(f"\n\n{sentence}" for sentence in sentences) + "\n")
     if json is not None:
         write_json(
             json,
             facts.document()
+            | unusable
             | {
                 "query_names": [query.name for query in facts.truth.queries],
                 "rows": [_document(row) for row in measured.rows],
                 "differences": differences,
                 "trust": [_trust_document(each) for each in trusted],
                 "compared_with_published": verdicts,
+                "unlike_the_recipe": list(different),
                 "seconds_per_query": {k: round(t, 6) for k, t in measured.seconds.items()},
             },
         )
@@ -178,13 +232,8 @@ def _table(rows: Sequence["Row"]) -> tuple[dict[str, str], list[tuple[str, ...]]
     return headings, lines
 
 
-def _main(row: "Row") -> str:
-    """The score that stands for a row: of the revisited protocol, medium."""
-    return "mAP" if "mAP" in row.scores else "mAP M"
-
-
 def _document(row: "Row") -> dict[str, object]:
-    first = row.scores[_main(row)]
+    first = row.scores[main_score(row)]
     place = row.scores.get("first place")
     return {
         "search": row.name,
@@ -239,24 +288,6 @@ def _differences(rows: Sequence["Row"]) -> list[dict[str, object]]:
     return found
 
 
-def _compared(rows: Sequence["Row"], recipe: "Recipe") -> list[str]:
-    """What was published beside what was measured, a sentence each."""
-    measured = {row.name: row.scores for row in rows}
-    sentences = []
-    for number, (row, scores) in enumerate(recipe.expected.items()):
-        allowed = recipe.tolerance * (2 if number else 1)
-        for name, expected in scores.items():
-            if row not in measured or name not in measured[row]:
-                continue
-            got = 100 * measured[row][name].mean
-            verdict = "as published" if abs(got - expected) <= allowed else "NOT as published"
-            sentences.append(
-                f"{row}, {name}: {got:.1f}, published {expected:.1f} ({recipe.source}), "
-                f"may be {allowed:g} off: {verdict}"
-            )
-    return sentences
-
-
 def _in_words(each: "Trust") -> str:
     absent = len(each.absent)
     words = f"{each.stage}: a score of {each.threshold:.3f} is reached by "
@@ -289,87 +320,3 @@ def _trust_document(each: "Trust") -> dict[str, object]:
             for x, y in zip(each.curve.false_alarms, each.curve.hits, strict=True)
         ],
     }
-
-
-class Pages:
-    """A page per query, and one that lists them, the worst first."""
-
-    def __init__(self, folder: str, collection: "Collection", truth: "GroundTruth") -> None:
-        os.makedirs(folder, exist_ok=True)
-        for old in Path(folder).glob("query-[0-9][0-9][0-9][0-9].html"):
-            old.unlink()  # of another measurement
-        self._folder = folder
-        self._collection = collection
-        self._truth = truth
-
-    def draw(self, number: int, described: "Query", found: "Retrieved") -> None:
-        """Write one query's page: what was found, the true boxes, right and wrong."""
-        from rmacjax.pictures import result_page
-
-        shown = self._ranking(number, described, found)
-        query = self._truth.queries[number]
-        text = result_page([shown], title=query.name, lead=f"Query {number + 1}")
-        with open(os.path.join(self._folder, _page(number)), "w", encoding="utf-8") as file:
-            file.write(text)
-
-    def _ranking(self, number: int, described: "Query", found: "Retrieved") -> "Ranking":
-        from rmacjax.pictures import Picture, Ranking
-        from rmacjax.retrieval import boxes_in_pixels
-
-        query, truth = self._truth.queries[number], self._truth
-        snapshot = self._collection.gallery().snapshot
-        numbers = {os.path.abspath(path): i for i, path in enumerate(truth.paths)}
-        right, ignored = set(query.positives.tolist()), set(query.junk.tolist())
-        pictures = []
-        top = zip(found.ranking.indices[:ON_PAGE].tolist(), found.ranking.scores, strict=False)
-        for index, score in top:
-            path = snapshot.paths[index]
-            known = numbers.get(path)
-            size = (int(snapshot.sizes_px[index][0]), int(snapshot.sizes_px[index][1]))
-            boxes = boxes_in_pixels(found, index, snapshot.map_sizes[index].tolist(), size)
-            pictures.append(
-                Picture(
-                    path,
-                    *size,
-                    tuple(boxes),
-                    float(score),
-                    None if known is None else query.boxes.get(known),
-                    None if known in ignored else known in right,
-                )
-            )
-        asked = Picture(
-            query.path,
-            described.height_px,
-            described.width_px,
-            (described.box_px,),
-            name=query.name,
-        )
-        return Ranking(asked, pictures, dict(found.seconds))
-
-    def finish(self, measured: "Measured") -> None:
-        """Write the list of all queries with their scores, the worst first."""
-        import numpy as np
-
-        from rmacjax.pictures import contents_page
-
-        columns = [row.scores[_main(row)].per_query for row in measured.rows]
-        worst = np.argsort(np.nan_to_num(columns[0], nan=2.0), kind="stable")
-        rows = [
-            (
-                _page(number),
-                self._truth.queries[number].name,
-                ["-" if np.isnan(each[number]) else f"{each[number]:.3f}" for each in columns],
-            )
-            for number in worst.tolist()
-        ]
-        text = contents_page(
-            rows,
-            title=f"Queries of {self._truth.name}",
-            lead=f"Average precision ({_main(measured.rows[0])}) of each query, the worst first.",
-            headings=["query", *(row.name for row in measured.rows)],
-        )
-        write_text(os.path.join(self._folder, "index.html"), text)
-
-
-def _page(number: int) -> str:
-    return f"query-{number + 1:04}.html"

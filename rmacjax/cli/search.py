@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
+from rmacjax.cli.effects import SearchOptions, idle_here, refuse_idle
 from rmacjax.cli.terminal import (
     FirstStageName,
     JsonFile,
@@ -73,11 +74,13 @@ def search(
         fusion: How much the whole photo counts beside the box that was found, 0 to 1.
         first_stage: Rank all photos by one descriptor each; or by regions (see index --regions);
             or by diffusion, likeness handed on from each photo to its nearest. These are looked
-            for first: seconds for 20,000 photos, four times as long for twice as many.
+            for first: seconds for 20,000 photos, four times as long for twice as many; and kept in
+            the collection until photos come or go.
         expand_alpha: Let each find count by its likeness to this power, 3 for instance, not alike.
         augment: Let so many of its nearest photos join each photo's descriptor first; takes as long
-            as diffusion.
-        min_score: Show what scores at least this; "auto": the least score learned with the weights.
+            as diffusion, and is kept too.
+        min_score: Show what scores at least this; "auto": what counts as found by the least score
+            learned with the weights, of scores before expansion.
             By default all is shown, and where a least score was learned each photo is marked as
             found or not.
         instances: How many boxes per photo, where the object is there more than once.
@@ -86,6 +89,15 @@ def search(
         json: Write the result as JSON to this file, "-" for stdout.
     """
     asked = box_px(box)
+    how = SearchOptions(
+        rerank=rerank,
+        expand=expand,
+        fusion=fusion,
+        first_stage=first_stage,
+        expand_alpha=expand_alpha,
+        augment=augment,
+    )
+    refuse_idle(**how, instances=instances)
     check_writable(html, png, json)
     from rmacjax.cli.index import check_collection
 
@@ -96,24 +108,9 @@ def search(
     opened = Collection.open(collection)
     if not len(opened):
         raise OSError(f"the collection {collection!r} is empty: rmacjax add {collection} PHOTOS...")
-    result = opened.search(
-        query,
-        asked,
-        top=top,
-        rerank=rerank,
-        expand=expand,
-        instances=instances,
-        fusion=fusion,
-        first_stage=first_stage,
-        expand_alpha=expand_alpha,
-        augment=augment,
-        min_score=min_score,
-    )
-    if rerank == 0 and expand > 0:
-        say(
-            "Nothing was expanded: --expand searches once more with the boxes that re-ranking "
-            "finds, and --rerank 0 leaves both out"
-        )
+    result = opened.search(query, asked, top=top, instances=instances, min_score=min_score, **how)
+    for sentence in idle_here(result.searched, **how):
+        say(sentence)
     if json != "-":
         _print(result)
     if json is not None:
@@ -121,23 +118,15 @@ def search(
     if html is not None or png is not None:
         from rmacjax.pictures import settings_in_words
 
-        facts = settings_in_words(
-            opened,
-            rerank=rerank,
-            expand=expand,
-            fusion=fusion,
-            first_stage=first_stage,
-            expand_alpha=expand_alpha,
-            augment=augment,
-        )
-        _draw(result, facts, html, png)
+        _draw(result, settings_in_words(opened, **how), html, png)
 
 
 def document(result: "SearchResult") -> dict[str, object]:
     """A search's result as a JSON document. `box_px` is top, left, bottom, right.
 
-    A hit's `found` is true or false where a least score was learned for scores of this kind, and
-    null where none was; `hits` is empty where nothing scores `min_score`.
+    A hit's `found` is true or false where a least score was learned for scores of the kind
+    `judged_by`, which are those before expansion, and null where none was; `hits` is empty where
+    nothing scores `min_score`.
     """
     height, width = result.query_size_px
     return {
@@ -153,6 +142,8 @@ def document(result: "SearchResult") -> dict[str, object]:
         "threshold": result.threshold,
         "min_score": result.min_score,
         "best_score": result.best_score,
+        "judged_by": result.judged_by,
+        "best_judged": result.best_judged,
         "hits": [
             {
                 "rank": rank,
@@ -163,6 +154,7 @@ def document(result: "SearchResult") -> dict[str, object]:
                 "box": None if hit.box_px is None else _sides(hit.box_px),
                 "boxes_px": [list(box) for box in hit.boxes_px],
                 "filter_score": hit.filter_score,
+                "rerank_score": hit.rerank_score,
                 "box_score": hit.box_score,
                 "height_px": hit.height_px,
                 "width_px": hit.width_px,
@@ -200,16 +192,20 @@ def _print(result: "SearchResult") -> None:
     table(columns | ({"found": "left"} if judged else {}) | {"photo": "left"}, rows)
     if result.threshold is not None and not any(hit.found for hit in result):
         say(_not_found(result))
+    elif result.threshold is not None and result.judged_by != result.scored_by:
+        say(f"Found is what scored at least {result.threshold:.3f} before the query was expanded")
     stages = ", ".join(f"{stage} {duration(seconds)}" for stage, seconds in result.timings.items())
     total = duration(sum(result.timings.values()))
     say(f"{count(result.searched, 'photo')} searched in {total} ({stages})")
 
 
 def _not_found(result: "SearchResult") -> str:
-    asked = result.min_score is not None
+    # A score that was learned is one before expansion, a score that was given is the one shown.
+    asked = result.min_score is not None and result.min_score != result.threshold
     line = result.min_score if asked else result.threshold
+    best = result.best_score if asked else result.best_judged
     photos = "the only photo" if result.searched == 1 else f"the best of {result.searched:,} photos"
-    return f"Not found: {photos} scores {result.best_score:.3f}, and at least {line:.3f} " + (
+    return f"Not found: {photos} scores {best:.3f}, and at least {line:.3f} " + (
         "is asked for" if asked else "was learned to count as found"
     )
 

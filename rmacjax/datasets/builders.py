@@ -21,8 +21,12 @@ where the object's true box in a positive is known, ``boxes`` and in which photo
 photos of the collection these are empty, and the box is the whole photo.
 
 A photo that cannot be decoded is left out and listed, with the reason, in
-``builder.info.metadata["left_out"]``; positions count without it. Files are stored as they are
-where everyone's decoder makes the same upright RGB pixels of them, else as PNG.
+``builder.info.metadata["left_out"]``; positions count without it, and it is in no query's lists. A
+query whose photo cannot be decoded is left out too. Scores of what is left can be higher than those
+of ``rmacjax evaluate``, where such a photo counts as missed and such a query finds nothing.
+
+Files are stored as they are where everyone's decoder makes the same upright RGB pixels of them,
+else as PNG.
 """
 
 import hashlib
@@ -78,6 +82,14 @@ class RetrievalBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # 
     # Beside the code, checksums of downloads would lie, of which there are none; and the search for
     # it takes a package (importlib_resources) that tensorflow-datasets does not ask for.
     code_path = None
+
+    def __init_subclass__(cls, *, dataset: str = "", skip_registration: bool = False) -> None:
+        """Name a data set's builder, before tensorflow-datasets makes the name known."""
+        if dataset:
+            cls.DATASET, cls.name = dataset, dataset.replace("+", "_")
+        if dataset in KNOWN:
+            cls.MANUAL_DOWNLOAD_INSTRUCTIONS = KNOWN[dataset].download
+        super().__init_subclass__(skip_registration=skip_registration)
 
     def __init__(
         self,
@@ -189,79 +201,47 @@ class RetrievalBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # 
         return manual / self.DATASET if there else None
 
 
-class Oxford5k(RetrievalBuilder):
+class Oxford5k(RetrievalBuilder, dataset="oxford5k"):
     """Oxford5k, 5063 photos and 55 queries."""
 
-    DATASET = "oxford5k"
-    MANUAL_DOWNLOAD_INSTRUCTIONS = KNOWN["oxford5k"].download
 
-
-class Paris6k(RetrievalBuilder):
+class Paris6k(RetrievalBuilder, dataset="paris6k"):
     """Paris6k, 6392 photos and 55 queries."""
 
-    DATASET = "paris6k"
-    MANUAL_DOWNLOAD_INSTRUCTIONS = KNOWN["paris6k"].download
 
-
-class Roxford5k(RetrievalBuilder):
+class Roxford5k(RetrievalBuilder, dataset="roxford5k"):
     """Revisited Oxford, 4993 photos and 70 queries."""
 
-    DATASET = "roxford5k"
-    MANUAL_DOWNLOAD_INSTRUCTIONS = KNOWN["roxford5k"].download
 
-
-class Rparis6k(RetrievalBuilder):
+class Rparis6k(RetrievalBuilder, dataset="rparis6k"):
     """Revisited Paris, 6322 photos and 70 queries."""
 
-    DATASET = "rparis6k"
-    MANUAL_DOWNLOAD_INSTRUCTIONS = KNOWN["rparis6k"].download
 
-
-class Oxford105k(RetrievalBuilder):
+class Oxford105k(RetrievalBuilder, dataset="oxford105k"):
     """Oxford5k among 100,071 distractors."""
 
-    DATASET = "oxford105k"
-    MANUAL_DOWNLOAD_INSTRUCTIONS = KNOWN["oxford105k"].download
 
-
-class Paris106k(RetrievalBuilder):
+class Paris106k(RetrievalBuilder, dataset="paris106k"):
     """Paris6k among 100,071 distractors."""
 
-    DATASET = "paris106k"
-    MANUAL_DOWNLOAD_INSTRUCTIONS = KNOWN["paris106k"].download
 
-
-class Roxford5k1m(RetrievalBuilder):
+class Roxford5k1m(RetrievalBuilder, dataset="roxford5k+1m"):
     """Revisited Oxford among a million distractors."""
 
-    name = "roxford5k_1m"
-    DATASET = "roxford5k+1m"
-    MANUAL_DOWNLOAD_INSTRUCTIONS = KNOWN["roxford5k+1m"].download
 
-
-class Rparis6k1m(RetrievalBuilder):
+class Rparis6k1m(RetrievalBuilder, dataset="rparis6k+1m"):
     """Revisited Paris among a million distractors."""
 
-    name = "rparis6k_1m"
-    DATASET = "rparis6k+1m"
-    MANUAL_DOWNLOAD_INSTRUCTIONS = KNOWN["rparis6k+1m"].download
 
-
-class Holidays(RetrievalBuilder):
+class Holidays(RetrievalBuilder, dataset="holidays"):
     """INRIA Holidays, 1491 photos of which 500 are queries."""
 
-    DATASET = "holidays"
-    MANUAL_DOWNLOAD_INSTRUCTIONS = KNOWN["holidays"].download
 
-
-class Instre(RetrievalBuilder):
+class Instre(RetrievalBuilder, dataset="instre"):
     """INSTRE, 27293 photos and 1250 queries."""
 
-    DATASET = "instre"
-    MANUAL_DOWNLOAD_INSTRUCTIONS = KNOWN["instre"].download
 
-
-class ImageFolder(RetrievalBuilder):
+class ImageFolder(RetrievalBuilder, dataset="image_folder"):
     """Photos of one's own, with ``ground_truth.json`` or ``ground_truth.csv`` or without.
 
     `counts` is not looked at. What is prepared is not renewed when photos are added or changed:
@@ -269,7 +249,6 @@ class ImageFolder(RetrievalBuilder):
     ``tfds.download.DownloadConfig``.
     """
 
-    DATASET = "image_folder"
     MANUAL_DOWNLOAD_INSTRUCTIONS = "Put photos there, and ground_truth.json or ground_truth.csv."
 
 

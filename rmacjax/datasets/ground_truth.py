@@ -137,7 +137,8 @@ def box_from_ltrb(path: str, ltrb: Sequence[float], where: str) -> Box:
     """Turn left, top, right, bottom into a box on an image: whole pixels, outward, clipped.
 
     Args:
-        path: the image; its header is read.
+        path: the image; its header is read. Where it cannot be read, the box is clipped at the top
+            and the left alone: who decodes the image will say what is wrong with it.
         ltrb: pixels, with fractions.
         where: file and place, for the error.
 
@@ -147,8 +148,11 @@ def box_from_ltrb(path: str, ltrb: Sequence[float], where: str) -> Box:
     Raises:
         ValueError: nothing of the box is on the image.
     """
-    height, width = read_size(path)
     left, top, right, bottom = ltrb
+    try:
+        height, width = read_size(path)
+    except OSError:
+        height, width = math.ceil(bottom), math.ceil(right)
     box = (
         max(math.floor(top), 0),
         max(math.floor(left), 0),

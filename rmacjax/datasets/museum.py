@@ -131,5 +131,9 @@ def _read_visits(root: Path, subset: str | None) -> list[_Visit]:
         check_present([path], file)
         ltrb = four_numbers(value_at(entry, "box_px", list, where), where)
         box = box_from_ltrb(path, ltrb, where)
-        visits.append(_Visit(name, path, read_size(path), box, names_at(entry, "relevant", where)))
+        try:
+            size = read_size(path)
+        except OSError:  # who decodes the photo will say so
+            size = (0, 0)
+        visits.append(_Visit(name, path, size, box, names_at(entry, "relevant", where)))
     return visits

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from rmacjax import losses
 from rmacjax.backbones.layers import output_size
@@ -54,7 +54,8 @@ class Objective:
             whitening from doing all the work.
         boxes: localization in the loss, what AML maximises: the cosine of the plain maxima of the
             first block's images with those of a box of the last block's. "latent": AML's own box;
-            "known": boxes whose overlap with the truth the source knows; "none": left out.
+            "known": boxes whose overlap with the truth the source knows, in the batches that have
+            them; "none": left out.
         box_weight: weight of that term.
         box_temperature: of its cosines.
     """
@@ -119,11 +120,24 @@ def spread(batch: Batch, devices: int | None = None) -> Batch:
                 f"{len(block.images)} images cannot be shared evenly by {len(chosen)} devices; "
                 "choose a multiple."
             )
-    mesh = Mesh(np.asarray(chosen), ("data",))
-    by_row = NamedSharding(mesh, PartitionSpec("data"))
-    everywhere = NamedSharding(mesh, PartitionSpec())
+    by_row = NamedSharding(_mesh(chosen), PartitionSpec("data"))
     blocks = tuple(jax.device_put(block, by_row) for block in batch.blocks)
-    return Batch(blocks, *jax.device_put(batch[1:], everywhere))
+    return Batch(blocks, *everywhere(tuple(batch[1:]), devices))
+
+
+def everywhere(arrays: PyTree, devices: int | None = None) -> PyTree:
+    """Lay a copy of every array out on each of the devices.
+
+    Args:
+        arrays: a pytree, such as a `TrainState`.
+        devices: how many of `jax.devices`; None for all.
+    """
+    mesh = _mesh(jax.devices()[:devices])
+    return jax.device_put(arrays, NamedSharding(mesh, PartitionSpec()))
+
+
+def _mesh(devices: list[jax.Device]) -> Mesh:
+    return Mesh(np.asarray(devices), ("data",))
 
 
 def embed(
@@ -174,8 +188,9 @@ def _objective(
         facts["plain"] = _loss(goal)(plain, positives, negatives)
         total = total + goal.plain * facts["plain"]
     if goal.boxes != "none":
-        facts |= _boxes(seen, batch, plan)
-        total = total + goal.box_weight * facts["boxes"]
+        localized = _boxes(seen, batch, plan)
+        total = total + goal.box_weight * localized.get("boxes", jnp.zeros(()))
+        facts |= localized
     return total, {"loss": total} | facts
 
 
@@ -215,7 +230,7 @@ def _boxes(seen: tuple[_Seen, ...], batch: Batch, plan: Plan) -> dict[str, Float
     cells = output_cells(plan.forward, jnp.asarray(block.sizes))
     if goal.boxes == "known":
         if batch.boxes is None or batch.overlaps is None:
-            raise ValueError("The source knows no boxes; ask for latent ones.")
+            return {}
         pooled = l2_normalize(jax.vmap(region_maxima)(last.maps, batch.boxes.astype(jnp.int32)))
         loss, overlap = losses.placed(
             first.queries, pooled, jnp.asarray(batch.overlaps), temperature=goal.box_temperature

@@ -13,10 +13,13 @@ one commit that either happens or does not:
   again from the newer version;
 * a reader stays on one version (`Snapshot`) while others write.
 
+What is computed from all rows (`derived`) is kept beside them, and is no part of the table.
+
 Flushing and recovery concern local folders; object stores (``s3://``, ``gs://``, ``az://``) keep
 what they have acknowledged. This package knows NumPy, not JAX.
 """
 
+from rmacjax.storage.computed import derived, derived_key
 from rmacjax.storage.levels import PackedLevels, pack_levels
 from rmacjax.storage.regions import StoredRegions
 from rmacjax.storage.rows import Snapshot, StoredImage
@@ -29,5 +32,7 @@ __all__ = [
     "StoredImage",
     "StoredRegions",
     "Table",
+    "derived",
+    "derived_key",
     "pack_levels",
 ]

@@ -174,6 +174,11 @@ class Table:
         return cls(place, _open_newest(place), recovered)
 
     @property
+    def folder(self) -> Path | None:
+        """The local folder it lies in; None in an object store."""
+        return _local_folder(self.location)
+
+    @property
     def version(self) -> int:
         """Number of the version that this table looks at."""
         return int(self._dataset.version)

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rmacjax.weights.pickles import Refusal, Stored
+from rmacjax.foreign import Refusal, Stored
 
 MOST_FIELDS = 1_000_000
 """A network of a hundred layers has some thousands."""

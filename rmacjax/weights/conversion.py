@@ -21,9 +21,9 @@ from rmacjax.backbones import (
     Weights,
 )
 from rmacjax.descriptors import Params
+from rmacjax.foreign import Stored
 from rmacjax.weights.calibration import measure_activation_scale
 from rmacjax.weights.formats import OWN_FORMAT, open_tensors
-from rmacjax.weights.pickles import Stored
 from rmacjax.weights.retrieval import Scales, is_retrieval, read_retrieval, stated_convention
 from rmacjax.weights.schemes import NotFoldable, Scheme, known_schemes
 
@@ -289,6 +289,7 @@ def convert_file(
         return Conversion(params, path.name, sha256, scheme.title, ignored)
     if retrieval.gem_p is not None:
         network = dataclasses.replace(network, gem_p=retrieval.gem_p)
+    network = dataclasses.replace(network, whitens_scales=retrieval.within)
     return Conversion(
         Params(network, weights, retrieval.whitening),
         path.name,

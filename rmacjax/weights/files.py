@@ -12,6 +12,7 @@ strings in the header. Reading one runs no code, and what was damaged on the way
 | `convention` | what the weights expect of a pixel: JSON with order, scale, mean, std |
 | `activation_scale` | brings activations into the range of the paper's quantiser |
 | `gem_p` | exponent of GeM pooling; optional, 3 without it |
+| `whitens_scales` | whether each scale is whitened before scales are joined; optional, no |
 | `thresholds` | JSON: by stage the least score that counts as found; optional |
 | `origin`, `source_sha256`, `licence`, `made_by` | where the numbers come from |
 | `whitening_origin` | what the whitening was learned on |
@@ -19,11 +20,8 @@ strings in the header. Reading one runs no code, and what was damaged on the way
 | `sha256` | of the tensors' bytes, one after the other in order of name |
 """
 
-import contextlib
 import hashlib
 import json
-import os
-import secrets
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -35,16 +33,17 @@ from safetensors.numpy import save as serialize
 
 from rmacjax.backbones import ARCHITECTURES, InputConvention, Network, stride, weight_shapes
 from rmacjax.descriptors import Params
+from rmacjax.foreign import Stored
 from rmacjax.weights.conversion import as_float32, convert, file_sha256, recognise
 from rmacjax.weights.formats import OWN_FORMAT, Opened, open_tensors
 from rmacjax.weights.manifest import NAMES, find_named
-from rmacjax.weights.pickles import Stored
 from rmacjax.weights.retrieval import (
     is_retrieval,
     learned_names,
     stated_convention,
     stated_settings,
 )
+from rmacjax.weights.writing import reproducible, write_atomically
 from rmacjax.whitening import Whitening
 
 FORMAT = OWN_FORMAT
@@ -117,9 +116,11 @@ def save(
         "whitening_origin": whitening_origin,
         "sha256": _tensors_sha256(stored),
     }
+    if network.whitens_scales:
+        facts["whitens_scales"] = "true"
     if settings is not None:
         facts["settings"] = json.dumps(dict(settings))
-    _write_atomically(path, _reproducible(serialize(stored, facts)))
+    write_atomically(path, reproducible(serialize(stored, facts)))
     return path
 
 
@@ -261,6 +262,7 @@ def describe_file(name_or_path: str | Path) -> dict[str, object]:
             "convention": _plain(network.convention),
             "activation_scale": network.activation_scale,
             "gem_p": network.gem_p,
+            "whitens_scales": network.whitens_scales,
             "thresholds": dict(network.thresholds),
             "dtype": str(tensors[next(iter(params.weights))].read().dtype),
             "tensors": len(tensors),
@@ -330,6 +332,7 @@ def _network(facts: Mapping[str, str]) -> Network:
             for stage, score in json.loads(facts.get("thresholds", "{}")).items()
         ),
         name=facts["name"],
+        whitens_scales=json.loads(facts.get("whitens_scales", "false")) is True,
     )
 
 
@@ -368,34 +371,3 @@ def _tensors_sha256(arrays: Mapping[str, np.ndarray]) -> str:
     for name in sorted(arrays):
         digest.update(np.ascontiguousarray(arrays[name]).data)
     return digest.hexdigest()
-
-
-def _reproducible(content: bytes) -> bytes:
-    """Put the header's facts in order; the library writes them in a new order every time."""
-    length = int.from_bytes(content[:8], "little")
-    header = json.loads(content[8 : 8 + length])
-    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text + content[8 + length :]
-
-
-def _write_atomically(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}.unfinished")
-    try:
-        with open(unfinished, "xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(unfinished, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            unfinished.unlink()
-        raise
-    if os.name == "posix":  # the folder's entry, too
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)

@@ -22,6 +22,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from rmacjax.backbones import InputConvention
+from rmacjax.foreign import Refusal, Stored
 from rmacjax.weights import torch_files
 from rmacjax.weights.caffe_files import is_caffe, name_tensors, normalizes_first, open_caffe
 from rmacjax.weights.mat_files import START as MAT_START
@@ -30,7 +31,6 @@ from rmacjax.weights.mat_hdf5_files import START as MAT_HDF5_START
 from rmacjax.weights.mat_hdf5_files import open_mat_hdf5
 from rmacjax.weights.matconvnet import VARIABLES as MATCONVNET_VARIABLES
 from rmacjax.weights.matconvnet import read_matconvnet
-from rmacjax.weights.pickles import Refusal, Stored
 
 OWN_FORMAT = "rmacjax-weights"
 """What this package's own files call themselves."""

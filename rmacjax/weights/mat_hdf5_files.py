@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from rmacjax.weights.pickles import Refusal, Stored
+from rmacjax.foreign import Refusal, Stored
 
 START = b"MATLAB 7.3 MAT-file"
 

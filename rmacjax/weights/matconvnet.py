@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rmacjax.weights.pickles import Refusal, Stored
+from rmacjax.foreign import Refusal, Stored
 
 VARIABLES = ("layers", "params", "meta", "normalization", "net")
 """What is read of a file; all of it may also lie in one variable "net"."""

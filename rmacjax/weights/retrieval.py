@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rmacjax.backbones import InputConvention
-from rmacjax.weights.pickles import Stored
+from rmacjax.foreign import Stored
 from rmacjax.whitening import Whitening
 
 Scales = Literal["single", "multi"]
@@ -44,6 +44,8 @@ class Retrieval(NamedTuple):
         whitening_origin: where that comes from.
         learned: names of the whitenings that can be asked for.
         used: names of the tensors that were read.
+        within: whether the whitening is a layer of the network, which each scale goes through by
+            itself.
     """
 
     settings: dict[str, object]
@@ -52,6 +54,7 @@ class Retrieval(NamedTuple):
     whitening_origin: str
     learned: tuple[str, ...]
     used: tuple[str, ...]
+    within: bool = False
 
 
 def is_retrieval(notes: Mapping[str, object]) -> bool:
@@ -144,7 +147,7 @@ def read_retrieval(
         origin = f"{learned_whitening}, {scales} scale, of {path.name}"
         if scales == "multi":
             settings["scales"] = list(_SHRUNK)
-    return Retrieval(settings, gem_p, whitening, origin, known, tuple(used))
+    return Retrieval(settings, gem_p, whitening, origin, known, tuple(used), bool(layers))
 
 
 def _numbers(value: object) -> tuple[float, ...]:

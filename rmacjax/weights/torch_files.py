@@ -19,7 +19,9 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from rmacjax.weights.pickles import Constructor, Refusal, Stored, is_shape, read_pickle
+from rmacjax.foreign import Refusal, Stored
+from rmacjax.foreign.pickles import Constructor, is_shape
+from rmacjax.weights.pickles import read_pickle
 
 MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
 LEGACY_VERSION = 1001

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from rmacjax.normalization import l2_normalize
+from rmacjax.normalization import float_dtype, l2_normalize
 
 __all__ = ["Whitening", "power_normalize", "whiten"]
 
@@ -36,21 +36,22 @@ def whiten(w: Whitening, vectors: Float[Array | np.ndarray, "n c"]) -> Float[Arr
         vectors: (n, c).
 
     Returns:
-        (n, d) float32, rows of length one, or zero.
+        (n, d) float32 (float64 for float64 vectors), rows of length one, or zero.
 
     Raises:
         ValueError: vectors of another length than the whitening's.
     """
-    x = jnp.asarray(vectors, jnp.float32)
+    x = jnp.asarray(vectors)
+    x = x.astype(float_dtype(x.dtype))
     if x.shape[-1] != w.mean.shape[0]:
         raise ValueError(
             f"The vectors have {x.shape[-1]} channels but the whitening was learned on "
             f"{w.mean.shape[0]}; use a whitening learned with the same network."
         )
     valid = jnp.all(jnp.isfinite(x), axis=1) & jnp.any(x != 0, axis=1)
-    centred = jnp.where(valid[:, None], x - jnp.asarray(w.mean)[None, :], 0.0)
+    centred = jnp.where(valid[:, None], x - jnp.asarray(w.mean, x.dtype)[None, :], 0.0)
     projected = jnp.matmul(
-        centred, jnp.asarray(w.projection).T, precision=jax.lax.Precision.HIGHEST
+        centred, jnp.asarray(w.projection, x.dtype).T, precision=jax.lax.Precision.HIGHEST
     )
     return l2_normalize(jnp.where(jnp.isfinite(projected), projected, 0.0))
 

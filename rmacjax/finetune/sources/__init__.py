@@ -7,11 +7,12 @@
 """
 
 from rmacjax.finetune.sources.folders import FolderOfFolders
-from rmacjax.finetune.sources.generated import STAGES, GeneratedScenes, Stage
+from rmacjax.finetune.sources.generated import STAGES, GeneratedScenes, Stage, parse_stages
 from rmacjax.finetune.sources.geometry import RetrievalSfm, find_geometry
 from rmacjax.finetune.sources.opening import open_source
+from rmacjax.finetune.sources.parts import Part, hold_out
 from rmacjax.finetune.sources.plans import Planned, plan_epoch
-from rmacjax.finetune.sources.protocols import Drawing, Drawn, Source
+from rmacjax.finetune.sources.protocols import Drawing, Drawn, Source, is_labelled
 from rmacjax.finetune.sources.views import PhotoViews
 
 __all__ = [
@@ -20,12 +21,16 @@ __all__ = [
     "Drawn",
     "FolderOfFolders",
     "GeneratedScenes",
+    "Part",
     "PhotoViews",
     "Planned",
     "RetrievalSfm",
     "Source",
     "Stage",
     "find_geometry",
+    "hold_out",
+    "is_labelled",
     "open_source",
+    "parse_stages",
     "plan_epoch",
 ]

@@ -7,7 +7,7 @@ import numpy as np
 from rmacjax.finetune.sources.protocols import Drawing
 from rmacjax.scenes import search_batch, texture_bank, training_batch
 
-__all__ = ["STAGES", "GeneratedScenes", "Stage"]
+__all__ = ["STAGES", "GeneratedScenes", "Stage", "parse_stages"]
 
 QUERY_SHAPES = ((1.0, 1.0), (0.75, 1.25), (1.25, 0.75))
 """Height and width of a query as parts of two thirds of a photo's side, one after the other."""
@@ -157,3 +157,30 @@ class GeneratedScenes:
             mishaps=self.mishaps,
         )
         return Drawing(found.queries, found.photos, labels, found.boxes, found.overlaps)
+
+
+def parse_stages(text: str) -> tuple[Stage, ...]:
+    """Read stages as people write them: ``views:96:96:900,searches:256:24:3000``.
+
+    Args:
+        text: for each stage its kind, side in pixels, pairs per step and steps.
+
+    Raises:
+        ValueError: it is not like that.
+
+    >>> parse_stages("views:96:32:900,searches:192:24:1000")[1]
+    Stage(steps=1000, kind='searches', size=192, n=24)
+    """
+    stages = []
+    for words in text.split(","):
+        parts = words.strip().split(":")
+        kind, numbers = parts[0], parts[1:]
+        if len(numbers) != 3 or not all(number.isdecimal() for number in numbers):
+            raise ValueError(
+                f"{words!r} is no stage: write KIND:PIXELS:PAIRS:STEPS, such as views:96:96:900"
+            )
+        if kind not in ("views", "searches"):
+            raise ValueError(f"a stage draws 'views' or 'searches', not {kind!r}")
+        size, n, steps = map(int, numbers)
+        stages.append(Stage(steps, "views" if kind == "views" else "searches", size, n))
+    return tuple(stages)

@@ -1,11 +1,11 @@
 """What a source of training images is: photos with labels, or images drawn anew for each step."""
 
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, TypeGuard, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32, Int, Int32, UInt8
 
-__all__ = ["Drawing", "Drawn", "Source"]
+__all__ = ["Drawing", "Drawn", "Source", "is_labelled"]
 
 
 @runtime_checkable
@@ -87,3 +87,8 @@ class Drawn(Protocol):
 
     def draw(self, seed: int, step: int) -> Drawing:
         """Draw a step's images, which depend on seed and step alone."""
+
+
+def is_labelled(source: Source | Drawn) -> TypeGuard[Source]:
+    """Whether a source has photos with labels; others draw images for every step."""
+    return hasattr(source, "labels")

@@ -1,46 +1,39 @@
-"""Retrieval: from an outlined object to ranked photos with boxes.
-
-One path, read downwards: the query's descriptor ranks everything (*filter*), or its regions do,
-part by part, or its similarities as they spread from neighbour to neighbour; the best thousand maps
-are read, AML finds the object in each, and the descriptor of what was found scores it (*re-rank*);
-the mean of the query and the best five boxes scores those thousand once more (*expand*).
-
-Where the descriptors and maps lie is not decided here: anything with the few members of `Gallery`
-can be searched, a collection on disk and arrays in memory alike.
+"""The stages of one search, from an outlined object to ranked photos with boxes.
 
 References: Tolias et al., ICLR 2016, sections 5 and 6.
 """
 
-import math
-import os
-import threading
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
-from typing import Literal, NamedTuple, Protocol, TypeVar, cast, runtime_checkable
+from typing import Literal, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Int32, UInt8
+from jaxtyping import Float, Int
 
 from rmacjax.descriptors import REGIONAL, Params, Settings
-from rmacjax.diffusion import NeighbourGraph, diffuse
+from rmacjax.diffusion import diffuse
 from rmacjax.expansion import alpha_expansion, average_expansion
 from rmacjax.extraction import Failed, Image, Source, extract
 from rmacjax.localization import Localization
 from rmacjax.preprocessing import load_image
 from rmacjax.regions import boxes_to_px, check_box_px
 from rmacjax.reranking import box_regions, describe_boxes, localize_batch
+from rmacjax.retrieval.batches import (
+    AT_ONCE,
+    Part,
+    map_parts,
+    mapped,
+    padded_batch,
+    read_ahead,
+)
+from rmacjax.retrieval.gallery import Gallery, Levels
 from rmacjax.search import all_scores, top_k
-from rmacjax.storage import PackedLevels
 from rmacjax.whitening import Whitening
-
-MAP_SIDES = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64)
-"""Sides of padded map batches in cells; beyond 64, multiples of 32."""
 
 Depth = int | Literal["all"]
 """How many of the best photos are re-ranked; "all" localises the query in every one."""
@@ -48,49 +41,6 @@ Depth = int | Literal["all"]
 FirstStage = Literal["descriptor", "regions", "diffusion"]
 """What the filter compares: two descriptors, or the query's regions with those of an image; or how
 much of the descriptors' similarity reaches an image from neighbour to neighbour."""
-
-MAPS_PER_BATCH = {"cpu": 8, "gpu": 128, "tpu": 128}
-
-AT_ONCE = min(8, 1 + (os.cpu_count() or 1))
-"""Batches in work at a time: one for each core, and one that is unpacked meanwhile."""
-
-OWN_SHAPE = 128
-"""Maps that a padded shape needs for batches of its own."""
-
-READ_AHEAD = 512
-"""Maps that are fetched at a time, packed, while those before are unpacked and localised in."""
-
-Levels = UInt8[np.ndarray, "_ _ c"] | PackedLevels
-
-T = TypeVar("T")
-
-_own = threading.local()
-
-
-@runtime_checkable
-class Gallery(Protocol):
-    """What retrieval needs of a collection: one consistent view of it."""
-
-    @property
-    def descriptors(self) -> Float[Array | np.ndarray, "n d"]:
-        """One unit row per image, float16 or float32; those beyond `map_sizes` are padding."""
-
-    @property
-    def map_sizes(self) -> Int[np.ndarray, "n 2"]:
-        """Rows and columns of each activation map, cells."""
-
-    def read_levels(self, indices: Sequence[int]) -> Sequence[Levels]:
-        """The quantised activation maps of some images, in the order asked for, packed or not."""
-
-    def region_scores(self, regions: Float[np.ndarray, "r d"]) -> Float[np.ndarray, " n"]:
-        """How well each image's regions match the query's, see `rmacjax.search.best_scores`.
-
-        Raises:
-            ValueError: where the gallery has no region vectors.
-        """
-
-    def graph(self) -> NeighbourGraph:
-        """The images' nearest neighbours, see `rmacjax.diffusion`; only diffusion asks for it."""
 
 
 class Query(NamedTuple):
@@ -333,8 +283,8 @@ def _find_boxes(
     box_scores: dict[int, np.ndarray] = {}
     ratio = np.float32(query.ratio)
 
-    def find(part: _Part, levels: Sequence[Levels]) -> tuple[np.ndarray, ...]:
-        maps, sizes = _batch(part, levels)
+    def find(part: Part, levels: Sequence[Levels]) -> tuple[np.ndarray, ...]:
+        maps, sizes = padded_batch(part, levels)
         maps = jax.device_put(maps)
         found = localizer()(maps, sizes, query.mac, ratio, alpha=alpha, instances=instances)
         score, box = (np.asarray(field) for field in found)
@@ -347,9 +297,9 @@ def _find_boxes(
         described = _describe_boxes(maps, regions, whitening, pool=settings.pool, gem_p=query.gem_p)
         return score, box, np.asarray(described)
 
-    parts = _parts(gallery, chosen)
+    parts = map_parts(gallery, chosen)
     with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="localize") as pool:
-        outcomes = _mapped(pool, find, _read_ahead(gallery, chosen, parts))
+        outcomes = mapped(pool, find, read_ahead(gallery, chosen, parts))
         for part, (score, box, described) in zip(parts, outcomes, strict=True):
             vectors[part.positions] = described[: len(part.positions)]
             for row, index in enumerate(chosen[part.positions].tolist()):
@@ -380,127 +330,6 @@ def _reordered(
         np.concatenate([filtered.indices[order], filtered.indices[rest]]),
         np.concatenate([scores[order], filtered.scores[rest]]),
     )
-
-
-def map_side(side: int) -> int:
-    """The padded side, in cells, for a map's side."""
-    for step in MAP_SIDES:
-        if side <= step:
-            return step
-    return -(-side // 32) * 32
-
-
-class _Part(NamedTuple):
-    """Maps of like size that are read and localised together.
-
-    Attributes:
-        positions: (m,) where they are among the chosen.
-        shape: (n, h, w) of the padded batch; n >= m is fixed, so that little is compiled.
-    """
-
-    positions: Int[np.ndarray, " m"]
-    shape: tuple[int, int, int]
-
-
-def _parts(gallery: Gallery, chosen: Int[np.ndarray, " k"]) -> list[_Part]:
-    """The chosen images, sorted into batches by padded size."""
-    length = MAPS_PER_BATCH.get(jax.default_backend(), MAPS_PER_BATCH["cpu"])
-    padded = _by_shape([(map_side(h), map_side(w)) for h, w in gallery.map_sizes[chosen].tolist()])
-    return [
-        _Part(np.asarray(positions[start : start + length]), (length, *shape))
-        for shape, positions in padded.items()
-        for start in range(0, len(positions), length)
-    ]
-
-
-def _by_shape(shapes: Sequence[tuple[int, int]]) -> dict[tuple[int, int], list[int]]:
-    """Positions by padded shape; rare shapes are padded further, to one that is there anyway.
-
-    Each shape is a program to compile, which takes as long as localising in ten thousand maps.
-    """
-    counts = Counter(shapes)
-    rare = [shape for shape, count in counts.items() if count < OWN_SHAPE]
-    common = sorted(counts.keys() - set(rare), key=math.prod)
-    homes = {shape: shape for shape in common}
-    for h, w in rare:
-        fitting = (shape for shape in common if h <= shape[0] and w <= shape[1])
-        if home := next(fitting, None):
-            homes[h, w] = home
-    left = [shape for shape in rare if shape not in homes]
-    if left:
-        around = max(h for h, _ in left), max(w for _, w in left)
-        homes |= dict.fromkeys(left, around)
-    padded: dict[tuple[int, int], list[int]] = {}
-    for position, shape in enumerate(shapes):
-        padded.setdefault(homes[shape], []).append(position)
-    return padded
-
-
-def _read_ahead(
-    gallery: Gallery, chosen: Int[np.ndarray, " k"], parts: Sequence[_Part]
-) -> Iterator[tuple[_Part, Sequence[Levels]]]:
-    """The batches with their maps, many of which are fetched at a time, before they are needed."""
-
-    def fetch(some: Sequence[_Part]) -> list[Sequence[Levels]]:
-        positions = np.concatenate([part.positions for part in some])
-        levels = gallery.read_levels(chosen[positions].tolist())
-        counts = [len(part.positions) for part in some]
-        ends = np.cumsum(counts).tolist()
-        return [levels[end - n : end] for n, end in zip(counts, ends, strict=True)]
-
-    count = max(1, READ_AHEAD // parts[0].shape[0])
-    groups = [parts[start : start + count] for start in range(0, len(parts), count)]
-    with ThreadPoolExecutor(1, thread_name_prefix="read") as reader:
-        coming = reader.submit(fetch, groups[0])
-        for group, following in zip(groups, [*groups[1:], None], strict=True):
-            levels = coming.result()
-            if following is not None:
-                coming = reader.submit(fetch, following)
-            yield from zip(group, levels, strict=True)
-
-
-def _mapped(
-    pool: ThreadPoolExecutor, function: Callable[..., T], items: Iterable[tuple]
-) -> Iterator[T]:
-    """Results in order, of calls that are made a few before they are asked for, and no more."""
-    waiting: deque[Future[T]] = deque()
-    for item in items:
-        waiting.append(pool.submit(function, *item))
-        if len(waiting) > 2 * AT_ONCE:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
-
-
-def _batch(
-    part: _Part, levels: Sequence[Levels]
-) -> tuple[UInt8[np.ndarray, "n h w c"], Int32[np.ndarray, "n 2"]]:
-    """A part's maps, unpacked and padded, and their valid sizes; in memory that is used again."""
-    maps = _aligned((*part.shape, levels[0].shape[-1]))
-    sizes = np.ones((part.shape[0], 2), np.int32)
-    maps[len(levels) :] = 0
-    for row, level in enumerate(levels):
-        h, w = sizes[row] = level.shape[:2]
-        maps[row, h:], maps[row, :h, w:] = 0, 0
-        if isinstance(level, PackedLevels):
-            level.unpack(maps[row, :h, :w])
-        else:
-            maps[row, :h, :w] = level
-    return maps, sizes
-
-
-def _aligned(shape: tuple[int, ...]) -> UInt8[np.ndarray, "..."]:
-    """This thread's array for one batch, to be written over by the next.
-
-    It begins at a multiple of 64 bytes, so that a CPU device takes it over as it is; and it is the
-    same memory again and again, because touching fresh memory takes longer than unpacking.
-    """
-    size = math.prod(shape)
-    room = getattr(_own, "room", None)
-    if room is None or room.size < size + 64:
-        room = _own.room = np.empty(size + 64, np.uint8)
-    start = -room.ctypes.data % 64
-    return room[start : start + size].reshape(shape)
 
 
 @contextmanager

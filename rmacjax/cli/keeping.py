@@ -1,0 +1,125 @@
+"""What `rmacjax evaluate` keeps from one run to the next: descriptions, and learned whitenings."""
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from rmacjax.cli.terminal import list_skipped, progress, say
+
+if TYPE_CHECKING:
+    from rmacjax.collection import AddReport, Collection
+    from rmacjax.datasets import GroundTruth
+    from rmacjax.descriptors import Params, Settings
+
+
+def is_published(name: str) -> bool:
+    """Whether it names a published set, and no folder here."""
+    from rmacjax.datasets import KNOWN
+
+    return name in KNOWN and not os.path.isdir(name)
+
+
+@contextmanager
+def kept_in(cache: str | None, no_cache: bool) -> Iterator[str]:
+    """The folder for descriptions; a passing one where nothing is to be kept."""
+    if no_cache:
+        with tempfile.TemporaryDirectory(prefix="rmacjax-evaluate-") as folder:
+            yield folder
+        return
+    import platformdirs
+
+    default = os.path.join(platformdirs.user_cache_dir("rmacjax", appauthor=False), "evaluate")
+    folder = os.path.abspath(cache or default)
+    os.makedirs(folder, exist_ok=True)
+    with _alone(folder):
+        yield folder
+
+
+@contextmanager
+def _alone(folder: str) -> Iterator[None]:
+    """Refuse to work in a cache where another evaluation is at work.
+
+    Raises:
+        OSError: where one is.
+    """
+    try:
+        import fcntl
+    except ImportError:  # not on Windows, where the file below cannot be shared anyway
+        yield
+        return
+    with open(os.path.join(folder, "in-use"), "w", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise OSError(
+                f"another evaluation is at work in {folder!r}: wait for it, or name another --cache"
+            ) from error
+        yield
+
+
+def whitened_on(
+    params: "Params", source: str, data_dir: str | None, settings: "Settings", folder: str
+) -> "Params":
+    """The network with a whitening learned on other photos, this time or an earlier one."""
+    import jax.numpy as jnp
+    import numpy as np
+
+    from rmacjax.cli.learning import learn
+    from rmacjax.datasets import read_dataset
+    from rmacjax.descriptors import fingerprint
+    from rmacjax.preprocessing import find_images
+    from rmacjax.whitening import Whitening
+
+    if is_published(source):
+        place = None if data_dir is None else os.path.join(data_dir, source)
+        files: list[str] = read_dataset(source, place).paths
+    else:
+        files = find_images(source).files
+    if not files:
+        raise OSError(f"there is no photo in {source!r} to learn whitening on")
+    digest = hashlib.sha256(fingerprint(params, replace(settings, whiten=False)).encode())
+    for file in files:
+        status = os.stat(file)
+        digest.update(f"{os.path.abspath(file)}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+    kept = os.path.join(folder, f"whitening-{digest.hexdigest()[:16]}.npz")
+    if not os.path.exists(kept):
+        say(f"Learning whitening on {len(files)} photos of {source}")
+        learned, _ = learn(params, files, settings, kept=f"{kept}.begun")
+        unfinished = f"{kept}.unfinished"
+        with open(unfinished, "wb") as file_:
+            np.savez(file_, mean=learned.mean, projection=learned.projection)
+        os.replace(unfinished, kept)
+    with np.load(kept) as arrays:
+        mean, projection = (jnp.asarray(arrays[name]) for name in Whitening._fields)
+    network = replace(params.network, whitens_scales=False)  # it is learned afterwards
+    return params._replace(network=network, whitening=Whitening(mean, projection))
+
+
+def described_in(
+    truth: "GroundTruth", params: "Params", settings: "Settings", regions: bool, folder: str
+) -> "tuple[Collection, AddReport]":
+    """The collection of a ground truth's photos, whatever was described before taken as it is."""
+    from rmacjax.collection import Collection
+    from rmacjax.descriptors import fingerprint
+
+    name = "".join(c if c.isalnum() else "-" for c in truth.name)[:40]
+    photos = hashlib.sha256("\0".join(map(os.path.abspath, truth.paths)).encode("utf-8", "replace"))
+    kind = f"{fingerprint(params, settings)}{'-regions' if regions else ''}"
+    place = os.path.join(folder, f"{name}-{photos.hexdigest()[:8]}-{kind}")
+    if os.path.isdir(place):
+        collection = Collection.open(place, params)
+    else:
+        collection = Collection.create(place, params, settings=settings, regions=regions)
+    with progress("photos") as update:
+        added = collection.add(truth.paths, progress=update)
+    list_skipped(added.skipped)
+    # What could be read the last time and cannot now is as if it had never been.
+    if added.skipped:
+        collection.remove([path for path, _ in added.skipped])
+    if not len(collection):
+        raise OSError(f"none of the photos of {truth.name} could be used")
+    return collection, added

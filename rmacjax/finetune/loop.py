@@ -1,0 +1,368 @@
+"""The loop of a training: mine, plan, load, step, take down, validate, save; and go on from there.
+
+A run is a folder. Whatever decides what is learned is compared with what the folder's checkpoints
+were made with, so a run that was stopped, however it ended, goes on to the same result.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Int
+from rich.console import Console
+
+from rmacjax.descriptors import Params, Settings, fingerprint
+from rmacjax.finetune.batches import Batch
+from rmacjax.finetune.checkpoints import Checkpoints
+from rmacjax.finetune.describing import describe_images
+from rmacjax.finetune.loading import Batches, Loaded, Loader
+from rmacjax.finetune.optimizer import optimizer, rate_at
+from rmacjax.finetune.records import Records
+from rmacjax.finetune.sources.plans import plan_epoch
+from rmacjax.finetune.sources.protocols import Drawn, Source, is_labelled
+from rmacjax.finetune.state import TrainState, initial_state, to_params
+from rmacjax.finetune.step import Plan, everywhere, spread, train_step
+from rmacjax.finetune.validation import EarlyStop, Validation, Validator
+from rmacjax.mining import hard_negatives
+from rmacjax.weights import measure_activation_scale
+
+__all__ = ["Diverged", "Finished", "Run", "first_batch", "fit", "trained_params"]
+
+CHECKPOINTS = "checkpoints"
+REGIONS = Settings(pool="rgem")
+NAMED = 8
+"""So many of a bad batch's files are named."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """How a run goes through its source.
+
+    Attributes:
+        seed: decides all that is drawn by chance.
+        settings: how photos are described when negatives are mined; training's own pool and levels.
+        objects: of each step, where a source has photos with labels.
+        images: of each object.
+        negatives: hard negatives of each object, mined before every epoch with the network as it is
+            then; 0 for none.
+        workers: processes that load images; 0 for none.
+        validate_every: steps between validations; 0 for none.
+        patience: validations in a row without a new best score after which the run ends; 0: never.
+        save_every: steps between checkpoints.
+    """
+
+    seed: int = 0
+    settings: Settings = REGIONS
+    objects: int = 16
+    images: int = 2
+    negatives: int = 0
+    workers: int = 2
+    validate_every: int = 0
+    patience: int = 0
+    save_every: int = 200
+
+
+class Finished(NamedTuple):
+    """What a run came to.
+
+    Attributes:
+        last: what has been learned in the end.
+        best: that of the best validation; None without any.
+        step: steps taken.
+        score: the best validation's; None without any.
+        early: whether it ended because validations got no better.
+    """
+
+    last: Params
+    best: Params | None
+    step: int
+    score: float | None
+    early: bool
+
+
+class Diverged(ArithmeticError):
+    """The loss is no number any more."""
+
+
+@dataclass
+class _Place:
+    """Where a run is in its source.
+
+    Attributes:
+        epoch: number of the epoch.
+        state: of the epoch's batches; None at its beginning.
+        negatives: (m, k) what was mined before it; None where nothing was.
+        stop: what validations have come to.
+    """
+
+    epoch: int = 0
+    state: dict[str, int] | None = None
+    negatives: Int[np.ndarray, "m k"] | None = None
+    stop: EarlyStop = field(default_factory=lambda: EarlyStop(0))
+
+    def extras(self) -> dict[str, object]:
+        """As a checkpoint keeps it."""
+        return {
+            "epoch": self.epoch,
+            "state": self.state,
+            "negatives": self.negatives,
+            "stop": list(self.stop),
+        }
+
+    @classmethod
+    def of(cls, extras: Mapping[str, Any]) -> "_Place":
+        """As a checkpoint kept it."""
+        stop = EarlyStop(*extras["stop"])
+        return cls(extras["epoch"], extras["state"], extras["negatives"], stop)
+
+
+def fit(
+    params: Params,
+    source: Source | Drawn,
+    folder: str | os.PathLike[str],
+    *,
+    plan: Plan,
+    run: Run,
+    validate: Validator | None = None,
+    console: Console | None = None,
+) -> Finished:
+    """Train, or go on with a training.
+
+    Args:
+        params: what training starts from.
+        source: from `rmacjax.finetune.sources.open_source`.
+        folder: of the run: checkpoints, records.
+        plan: what a step does.
+        run: how the steps go through the source.
+        validate: measures the network before the first step, every so many steps, and at the end.
+        console: where people look; None for nobody.
+
+    Returns:
+        What was learned.
+
+    Raises:
+        Diverged: the loss is no number; what was learned until then is in the last checkpoint.
+        ValueError: the source cannot make such batches, or the folder holds another run.
+        OSError: nothing can be read, or the folder cannot be written.
+    """
+    state = everywhere(
+        initial_state(params, plan.forward, optimizer(plan.rates), average=plan.rates.average > 0)
+    )
+    place = _Place(stop=EarlyStop(run.patience))
+    made_with = {
+        "weights": fingerprint(params, run.settings),
+        "source": source.name,
+        "plan": _plain(asdict(plan)),
+        "run": _plain(asdict(replace(run, workers=0))),
+    }
+    path = os.path.join(os.fsdecode(folder), CHECKPOINTS)
+    with (
+        Checkpoints(path, made_with=made_with) as checkpoints,
+        _loader(source, plan, run) as loader,
+    ):
+        latest = checkpoints.latest()
+        if latest is not None:
+            state, extras = checkpoints.restore(state)
+            place = _Place.of(extras)
+        with Records(
+            folder,
+            total_steps=plan.rates.steps,
+            resumed_at=latest,
+            every=1,
+            lines_every=10,
+            console=console,
+        ) as records:
+            if latest is not None:
+                records.say(f"Going on after step {latest}.")
+            trainer = _Trainer(state, place, plan, run, checkpoints, loader, records, validate)
+            trainer.train()
+        best = checkpoints.best()
+        found = None
+        if best is not None:
+            found = trained_params(checkpoints.restore(trainer.state, step=best)[0], plan)
+        return Finished(
+            trained_params(trainer.state, plan),
+            found,
+            int(trainer.state.step),
+            None if best is None else checkpoints.score(best),
+            trainer.place.stop.stop,
+        )
+
+
+def first_batch(source: Source | Drawn, plan: Plan, run: Run) -> tuple[Batch, int | None]:
+    """The batch of the first step, and how many steps make an epoch where there are epochs.
+
+    Hard negatives have not been mined, so others stand in their places.
+    """
+    with _loader(source, plan, replace(run, workers=0)) as loader:
+        if not is_labelled(source):
+            return next(loader.drawn(1)).batch, None
+        unmined = None
+        if run.negatives:
+            unmined = np.full((len(source), run.negatives), -1, np.int64)
+        rng = np.random.default_rng([run.seed, 0])
+        epoch = plan_epoch(source, rng, objects=run.objects, images=run.images, negatives=unmined)
+        return next(loader.planned(epoch)).batch, len(epoch)
+
+
+def _loader(source: Source | Drawn, plan: Plan, run: Run) -> Loader:
+    return Loader(
+        source,
+        plan.forward.network,
+        seed=run.seed,
+        levels=run.settings.levels,
+        with_global=run.settings.with_global,
+        workers=run.workers,
+    )
+
+
+def trained_params(state: TrainState, plan: Plan) -> Params:
+    """What has been learned, its loudness measured, as `describe` and localization take it."""
+    params = to_params(jax.device_put(state, jax.local_devices()[0]), plan.forward)
+    scale = measure_activation_scale(params.network, params.weights)
+    return params._replace(network=replace(params.network, activation_scale=scale))
+
+
+@dataclass
+class _Trainer:
+    """A run under way."""
+
+    state: TrainState
+    place: _Place
+    plan: Plan
+    run: Run
+    checkpoints: Checkpoints
+    loader: Loader
+    records: Records
+    validate: Validator | None
+    saved: int = -1
+    told: int = 0
+
+    def train(self) -> None:
+        step = self.saved = int(self.state.step)
+        total = self.plan.rates.steps
+        try:
+            if step == 0:
+                self._measure(0)
+            while step < total and not self.place.stop.stop:
+                batches = self._epoch(step)
+                for loaded in batches:
+                    step = self._step(step, loaded, batches)
+                    if step >= total or self.place.stop.stop:
+                        break
+                else:
+                    self.place = replace(self.place, epoch=self.place.epoch + 1, state=None)
+        except KeyboardInterrupt:
+            if not any(leaf.is_deleted() for leaf in jax.tree.leaves(self.state)):
+                self._save(int(self.state.step), None)
+            raise
+        if self.saved < step:
+            self._save(step, None)
+
+    def _epoch(self, step: int) -> Batches:
+        """The batches of this epoch, from where it is."""
+        source = self.loader.source
+        if not is_labelled(source):
+            batches = self.loader.drawn(self.plan.rates.steps)
+            place = self.place.state
+        else:
+            if self.place.state is None and self.run.negatives:
+                self.place = replace(self.place, negatives=self._mine(source))
+            rng = np.random.default_rng([self.run.seed, self.place.epoch])
+            epoch = plan_epoch(
+                source,
+                rng,
+                objects=self.run.objects,
+                images=self.run.images,
+                negatives=self.place.negatives,
+            )
+            batches = self.loader.planned(epoch)
+            place = self.place.state
+        if place is not None:
+            batches.restore(place)
+        return batches
+
+    def _step(self, step: int, loaded: Loaded, batches: Batches) -> int:
+        for sentence in loaded.unreadable:
+            self.records.say(f"Skipped: {sentence}")
+        batch = loaded.batch
+        self.state, facts = train_step(self.state, spread(batch), plan=self.plan)
+        if not np.isfinite(float(facts["loss"])) or not np.isfinite(float(facts["gradient"])):
+            raise Diverged(self._sorry(step, loaded, facts))
+        step += 1
+        self.place = replace(self.place, state=batches.state())
+        images = sum(len(block.images) for block in batch.blocks)
+        rate = rate_at(self.plan.rates, step - 1)
+        self.records.step(step, {**facts, "rate": rate}, images=images)
+        last = step >= self.plan.rates.steps
+        score = None
+        if self.run.validate_every and (step % self.run.validate_every == 0 or last):
+            score = self._measure(step)
+        if score is not None or last or step % self.run.save_every == 0:
+            self._save(step, score)
+        return step
+
+    def _measure(self, step: int) -> float | None:
+        if self.validate is None:
+            return None
+        found: Validation = self.validate(trained_params(self.state, self.plan))
+        for name, reason in found.skipped[: NAMED if step == 0 else 0]:
+            self.records.say(f"Not used in validation: {name} ({reason})")
+        self.records.validated(step, found.values)
+        if step > 0:
+            self.place = replace(self.place, stop=self.place.stop.update(found.score))
+        return found.score
+
+    def _save(self, step: int, score: float | None) -> None:
+        if step > self.saved:
+            self.checkpoints.save(step, self.state, self.place.extras(), score=score)
+            self.saved = step
+
+    def _mine(self, source: Source) -> Int[np.ndarray, "m k"]:
+        """The hard negatives of every image, with the network as it is."""
+        params = trained_params(self.state, self.plan)
+        vectors, skipped = describe_images(
+            params, source, list(range(len(source))), settings=self.run.settings
+        )
+        if not vectors:
+            raise OSError(
+                f"none of the {len(source)} images of {source.name} could be read "
+                f"({next(iter(skipped.values()))})"
+            )
+        d = len(next(iter(vectors.values())))
+        matrix = np.zeros((len(source), d), np.float32)
+        clusters = np.full(len(source), -1, np.int64)
+        # What nobody labelled may show anything, and is everyone's negative.
+        alone = 1 + max(int(source.clusters.max()), 0)
+        for index, vector in vectors.items():
+            matrix[index] = vector
+            cluster = int(source.clusters[index])
+            clusters[index] = cluster if cluster >= 0 else alone + index
+        queries = np.arange(len(source))
+        found = hard_negatives(matrix, clusters, queries, count=self.run.negatives)
+        self.records.say(f"Mined negatives for epoch {self.place.epoch + 1}.")
+        return found
+
+    def _sorry(self, step: int, loaded: Loaded, facts: Mapping[str, Any]) -> str:
+        files = ", ".join(loaded.files[:NAMED]) or "drawn for it"
+        more = len(loaded.files) - NAMED
+        rest = f" and {more} more" if more > 0 else ""
+        saved = f"checkpoint of step {self.saved}" if self.saved > 0 else "weights it began with"
+        return (
+            f"in step {step + 1} the loss is {float(facts['loss'])} and its gradient "
+            f"{float(facts['gradient'])}, which nothing can be learned from; its images are "
+            f"{files}{rest}. What was learned before is in the {saved}. Try a lower rate, a longer "
+            "warm-up, a higher temperature, or float32 instead of bfloat16"
+        )
+
+
+def _plain(options: Any) -> Any:
+    """Options as JSON has them."""
+    if isinstance(options, Mapping):
+        return {str(name): _plain(value) for name, value in options.items()}
+    if isinstance(options, list | tuple):
+        return [_plain(value) for value in options]
+    return options

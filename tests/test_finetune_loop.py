@@ -1,0 +1,206 @@
+"""A whole training: the same however it was interrupted, and told when it cannot go on."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors import safe_open
+
+from rmacjax import scenes
+from rmacjax.backbones import TORCHVISION_CONVENTION, Network, initialize
+from rmacjax.descriptors import Params, Settings
+from rmacjax.finetune.loop import Diverged, Run, first_batch, fit
+from rmacjax.finetune.optimizer import Rates
+from rmacjax.finetune.sources import FolderOfFolders, GeneratedScenes, hold_out, parse_stages
+from rmacjax.finetune.state import Forward
+from rmacjax.finetune.step import Objective, Plan
+from rmacjax.finetune.validation import label_validator
+
+NETWORK = Network("alexnet", False, TORCHVISION_CONVENTION, gem_p=10.0)
+FORWARD = Forward(NETWORK, "mac", whitening="none")
+SETTINGS = Settings(long_side=64, pool="mac")
+
+
+@pytest.fixture(scope="module")
+def params():
+    return Params(NETWORK, initialize("alexnet", 0))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Six objects, three photos each; one photo is none."""
+    folder = tmp_path_factory.mktemp("objects")
+    rng = np.random.default_rng(0)
+    bank = scenes.texture_bank(0, 8)
+    for _ in range(3):
+        first, second = scenes.training_batch(rng, 6, 64, textures=bank)
+        for number, views in enumerate(zip(first, second, strict=True)):
+            place = folder / f"object{number}"
+            place.mkdir(exist_ok=True)
+            for view in views:
+                Image.fromarray(view).save(place / f"{len(list(place.iterdir()))}.png")
+    (folder / "object0" / "0.png").write_bytes(b"no photo")
+    return folder
+
+
+class Stopping:
+    """A source at which someone presses Ctrl-C."""
+
+    def __init__(self, source, *, calls):
+        self._source, self._left = source, calls
+
+    def __getattr__(self, name):
+        return getattr(self._source, name)
+
+    def __len__(self):
+        return len(self._source)
+
+    def _count(self):
+        self._left -= 1
+        if self._left < 0:
+            raise KeyboardInterrupt
+
+    def read(self, index):
+        self._count()
+        return self._source.read(index)
+
+    def draw(self, seed, step):
+        self._count()
+        return self._source.draw(seed, step)
+
+
+def plan_of(steps, **rates):
+    return Plan(FORWARD, Objective("info-nce"), Rates(rate=1e-4, steps=steps, warmup=2, **rates))
+
+
+def weights_of(finished):
+    return jax.device_get(finished.last.weights)
+
+
+def curve_of(folder):
+    """Every step's numbers, as they were written down; how long it took aside."""
+    with open(folder / "steps.csv", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["step"]) for row in rows] == list(range(1, len(rows) + 1))
+    return [{k: v for k, v in row.items() if "second" not in k} for row in rows]
+
+
+def test_a_photo_that_is_none_is_told_and_negatives_are_mined(params, folder, tmp_path, capsys):
+    source = FolderOfFolders(folder, long_side=64)
+    trained, held_out = hold_out(source, 0.34, seed=0)
+    assert set(trained.labels.tolist()).isdisjoint(held_out.labels.tolist())
+    run = Run(
+        settings=SETTINGS, objects=2, negatives=1, workers=0, validate_every=3, save_every=100
+    )
+    from rich.console import Console
+
+    done = fit(
+        params,
+        trained,
+        tmp_path / "run",
+        plan=plan_of(6, average=0.5),
+        run=run,
+        validate=label_validator(held_out, settings=SETTINGS),
+        console=Console(width=200),
+    )
+    text = capsys.readouterr().out
+    assert done.step == 6 and done.best is not None and 0 <= done.score <= 1
+    assert "Mined negatives for epoch 1" in text
+    assert "0.png" in text or "object0" not in str(
+        [trained.name_of(i) for i in range(len(trained))]
+    )
+    with open(tmp_path / "run" / "validation.csv", encoding="utf-8") as file:
+        assert [row["step"] for row in csv.DictReader(file)] == ["0", "3", "6"]
+
+
+@pytest.mark.parametrize("kind", ["folder", "scenes"])
+def test_stopped_and_continued_is_the_same(params, folder, tmp_path, kind):
+    """Interrupted between two checkpoints and gone on with: the same weights to the bit."""
+    if kind == "folder":
+        source = FolderOfFolders(folder, long_side=64)
+    else:
+        source = GeneratedScenes(parse_stages("views:64:4:3,searches:64:4:9"))
+    run = Run(seed=3, settings=SETTINGS, objects=2, negatives=1, workers=0, save_every=2)
+    plan = plan_of(7)
+    whole = fit(params, source, tmp_path / "whole", plan=plan, run=run)
+
+    stopping = Stopping(source, calls=4 if kind == "scenes" else 70)
+    with pytest.raises(KeyboardInterrupt):
+        fit(params, stopping, tmp_path / "parts", plan=plan, run=run)
+    steps = [int(place.name) for place in (tmp_path / "parts" / "checkpoints").glob("[0-9]*")]
+    assert 0 < max(steps) < 7
+    done = fit(params, source, tmp_path / "parts", plan=plan, run=run)
+    assert done.step == whole.step == 7
+    for name, array in weights_of(whole).items():
+        np.testing.assert_array_equal(array, weights_of(done)[name])
+    assert curve_of(tmp_path / "parts") == curve_of(tmp_path / "whole")
+    with pytest.raises(ValueError, match=r"made with other options .*rates\.rate"):
+        other = replace(plan, rates=replace(plan.rates, rate=1.0))
+        fit(params, source, tmp_path / "parts", plan=other, run=run)
+
+
+def test_a_loss_that_is_no_number_says_where_and_what_to_try(params, tmp_path):
+    source = GeneratedScenes(parse_stages("views:64:4:9"))
+    broken = {**params.weights, "conv5.bias": params.weights["conv5.bias"].at[0].set(np.nan)}
+    with pytest.raises(Diverged, match=r"in step 1 the loss is nan .* Try a lower rate"):
+        fit(
+            params._replace(weights=broken),
+            source,
+            tmp_path,
+            plan=plan_of(3),
+            run=Run(settings=SETTINGS, workers=0),
+        )
+
+
+def test_the_first_batch_is_what_training_sees(params, folder):
+    source = FolderOfFolders(folder, long_side=64)
+    run = Run(settings=SETTINGS, objects=2, negatives=1)
+    batch, steps = first_batch(source, plan_of(3), run)
+    assert len(batch.labels) == 2 * 3 and steps == 3
+    batch, steps = first_batch(GeneratedScenes(parse_stages("views:64:4:9")), plan_of(3), run)
+    assert len(batch.labels) == 8 and steps is None
+
+
+def test_killed_and_continued_is_the_same(folder, tmp_path):
+    """`kill -9` at some step, with worker processes: the same loss curve and the same network."""
+    words = [
+        *("--data", str(folder), "--weights", "untrained:alexnet", "--loss", "info-nce"),
+        *("--pool", "mac", "--long-side", "64", "--objects", "2", "--images", "6", "--steps", "12"),
+        *("--warmup", "2", "--save-every", "3", "--workers", "1", "--rate", "1e-4"),
+    ]
+
+    def start(out):
+        return subprocess.Popen(
+            [sys.executable, "-m", "rmacjax.finetune", str(out), *words],
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    whole = start(tmp_path / "whole")
+    _, err = whole.communicate()
+    assert whole.returncode == 0, err
+    assert "Skipped: " in err and "0.png" in err
+    killed = start(tmp_path / "parts")
+    for line in killed.stderr:
+        if line.startswith("step 10 "):
+            break
+    os.kill(killed.pid, signal.SIGKILL)
+    killed.communicate()
+    again = start(tmp_path / "parts")
+    _, err = again.communicate()
+    assert again.returncode == 0 and "Going on after step" in err, err
+    assert curve_of(tmp_path / "parts") == curve_of(tmp_path / "whole")
+    with (
+        safe_open(tmp_path / "whole" / "last.safetensors", "numpy") as one,
+        safe_open(tmp_path / "parts" / "last.safetensors", "numpy") as other,
+    ):
+        assert list(one.keys()) == list(other.keys())
+        for name in list(one.keys()):
+            np.testing.assert_array_equal(one.get_tensor(name), other.get_tensor(name))
