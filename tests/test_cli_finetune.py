@@ -1,0 +1,129 @@
+"""`rmacjax finetune`: what it says, refuses and writes."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from rmacjax import scenes
+from rmacjax.backbones import TORCHVISION_CONVENTION, Network, initialize
+from rmacjax.cli import main
+from rmacjax.descriptors import Params
+from rmacjax.weights import describe_file, load, save
+from rmacjax.whitening import Whitening
+
+
+@pytest.fixture(scope="module")
+def objects(tmp_path_factory):
+    """Five objects, each seen twice."""
+    folder = tmp_path_factory.mktemp("objects")
+    first, second = scenes.training_batch(
+        np.random.default_rng(0), 5, 64, textures=scenes.texture_bank(0, 8)
+    )
+    for number, views in enumerate(zip(first, second, strict=True)):
+        (folder / f"object{number}").mkdir()
+        for place, view in enumerate(views):
+            Image.fromarray(view).save(folder / f"object{number}" / f"{place}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whitened(tmp_path_factory):
+    """An untrained network with a whitening of its own."""
+    path = tmp_path_factory.mktemp("weights") / "start.safetensors"
+    network = Network("alexnet", False, TORCHVISION_CONVENTION, gem_p=4.0)
+    rng = np.random.default_rng(1)
+    turned, _ = np.linalg.qr(rng.normal(size=(256, 32)))
+    whitening = Whitening(np.full(256, 0.05, np.float32), turned.T.astype(np.float32))
+    save(path, Params(network, initialize("alexnet", 0), whitening), origin="made", licence="CC0")
+    return path
+
+
+def run(capsys, *words):
+    code = main(["finetune", *map(str, words)])
+    streams = capsys.readouterr()
+    return code, streams.out, streams.err
+
+
+def test_the_whitening_is_trained_with_the_rest_and_the_result_serves(
+    capsys, objects, whitened, tmp_path
+):
+    out = tmp_path / "run"
+    words = ["--data", objects, "--weights", whitened, "--long-side", 64, "--objects", 2]
+    words += ["--steps", 4, "--workers", 0, "--learn-exponent", "--describe-as", "rmac"]
+    words += ["--rate", "1e-3", "--validate", 0.4, "--validate-every", 2, "--json", "-"]
+    code, text, err = run(capsys, out, *words)
+    assert code == 0, err
+    report = json.loads(text)
+    assert report["steps"] == 4 and 0 <= report["score"] <= 1
+    assert report["files"] == [str(out / "best.safetensors"), str(out / "last.safetensors")]
+    before, after = load(whitened), load(out / "last.safetensors")
+    assert not np.array_equal(before.whitening.projection, after.whitening.projection)
+    assert not np.array_equal(before.whitening.mean, after.whitening.mean)
+    assert not np.array_equal(before.weights["conv1.kernel"], after.weights["conv1.kernel"])
+    assert after.network.gem_p != 10.0 and after.network.gem_p == pytest.approx(10.0, rel=0.1)
+    told = describe_file(out / "last.safetensors")
+    assert told["settings"] == {"pool": "rmac", "levels": 3}
+    assert told["licence"] == "CC0" and "4 steps" in told["origin"]
+    assert main(["index", str(objects), str(tmp_path / "c"), "--weights", report["files"][1]]) == 0
+    assert "after step 4: recall@1" in err
+
+
+def test_a_dry_run_does_nothing_and_says_what_it_would_take(capsys, objects, tmp_path):
+    words = ["--data", objects, "--weights", "untrained:alexnet", "--long-side", 64]
+    words += ["--objects", 2, "--negatives", 1, "--dry-run", "--chunk", 3]
+    code, text, err = run(capsys, tmp_path / "run", *words)
+    assert code == 0, err
+    assert not (tmp_path / "run").exists()
+    assert "6 x 64 x 64 x 3 uint8" in text and "images per step   6, 3 at once" in text
+    for word in ("parameters", "memory", "one step", "all steps", "checkpoints"):
+        assert word in text
+    assert "3 per epoch" in text
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--data", "nowhere"], "nothing to learn from at 'nowhere'"),
+        (["--data", "OBJECTS", "--boxes", "known"], "only generated images come with known boxes"),
+        (["--data", "OBJECTS", "--stages", "views:64:2:1"], "--stages say what generated images"),
+        (["--data", "scenes", "--stages", "views:64"], "'views:64' is no stage"),
+        (["--data", "scenes", "--validate", "0.5"], "no labels to hold a share of out"),
+        (["--data", "OBJECTS", "--validate", "0.01"], "hold out another share"),
+        (["--data", "OBJECTS", "--objects", "50"], "choose fewer objects"),
+        (["--data", "OBJECTS", "--rate", "0"], "rate and clip must lie above 0"),
+        (["--data", "OBJECTS", "--exponent", "-1"], "--exponent lies above 0"),
+        (["--data", "OBJECTS", "--weights", "untrained:lenet"], "unknown architecture 'lenet'"),
+        (["--data", "OBJECTS", "--whitening", "layer"], "the weights hold none"),
+        (["--data", "OBJECTS", "--chunk", "3"], "whole chunks of 3"),
+    ],
+)
+def test_what_cannot_be_is_one_sentence(capsys, objects, tmp_path, words, message):
+    words = [str(objects) if word == "OBJECTS" else word for word in words]
+    if "--weights" not in words:
+        words += ["--weights", "untrained:alexnet"]
+    if "--objects" not in words:
+        words += ["--objects", "2"]
+    options = ["--steps", "2", "--long-side", "64", "--workers", "0"]
+    code, _, err = run(capsys, tmp_path / "run", *words, *options)
+    assert code in (1, 2) and message in err and "Traceback" not in err, err
+
+
+def test_without_the_extra_it_says_what_to_install(objects, tmp_path):
+    program = (
+        "import sys, importlib.util as u; real = u.find_spec; "
+        "u.find_spec = lambda name, *a: None if name == 'grain' else real(name, *a); "
+        "from rmacjax.cli import main; "
+        "sys.exit(main(['finetune', sys.argv[1], '--data', sys.argv[2]]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path / "run"), str(objects)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "training needs grain: install it with pip install 'rmacjax[train]'" in done.stderr
