@@ -9,6 +9,7 @@ import pytest
 import tensorflow_datasets as tfds
 from dataset_layouts import photo
 
+from rmacjax.datasets import labelled
 from rmacjax.finetune.sources import (
     FolderOfFolders,
     GeneratedScenes,
@@ -120,6 +121,15 @@ def test_a_whole_number_that_is_called_a_label_is_one(tmp_path):
     source = Prepared(name, "test", folder=tmp_path)
     assert source.labels.tolist() == [0, 1, 2, 0, 1, 2, 0]
     assert source.label_of(2) == "2"
+
+
+@pytest.mark.parametrize(
+    ("name", "label"), [("cars196", "label"), ("stanford_online_products", "class_id")]
+)
+def test_published_sets_have_their_labels_where_they_are_looked_for(name, label, tmp_path):
+    features = tfds.builder(name, data_dir=tmp_path).info.features
+    assert labelled._image_key(features, name) == "image"
+    assert labelled._label_key(features, name) == label
 
 
 def test_what_cannot_be_learned_from_is_said_in_a_sentence(tmp_path):

@@ -10,7 +10,6 @@ def _stencil(
     rng: np.random.Generator, kind: int, u: np.ndarray, v: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Tell what a leaf covers of its own frame (-1..1): its body, and a pattern on it or None."""
-    inside = (np.abs(u) < 1) & (np.abs(v) < 1)
     if kind == 0:  # ellipse
         return u * u + v * v < 1, None
     if kind == 1:  # convex polygon
@@ -18,6 +17,7 @@ def _stencil(
         for angle in np.sort(rng.uniform(0, 2 * np.pi, rng.integers(3, 7))):
             body &= np.cos(angle) * u + np.sin(angle) * v < rng.uniform(0.35, 0.8)
         return body, None
+    inside = (np.abs(u) < 1) & (np.abs(v) < 1)
     if kind == 2:  # panel, with or without a frame
         frame = rng.uniform(0.7, 0.95)
         within = (np.abs(u) < frame) & (np.abs(v) < frame)
