@@ -214,7 +214,9 @@ def best_box(
     that counts, or too few can be spared, all are scored.
     """
     query, size = inputs.query, inputs.size
-    most = max_ratio if limit is None else as_float(min(limit, float(np.finfo(np.float32).max)))
+    most = max_ratio
+    if limit is not None:
+        most = as_float(min(limit, float(np.finfo(np.float32).max)))
     pooled = pooling(clean(inputs.a1), size)
     pooled = pooled._replace(cells=valid(pooled.cells, size))
     counts = partial(_counts, inputs=inputs, max_ratio=most)
@@ -223,7 +225,7 @@ def best_box(
     scores = jnp.where(counts(Edges(*grid.boxes.T)), grid.scores, MISSING)
     start = jnp.argmax(scores)
 
-    def spare(_: None) -> tuple[Array, Array, Array]:
+    def spare() -> tuple[Array, Array, Array]:
         def allow(boxes: Array) -> Array:
             return on_map(boxes, size) & counts(Edges(*boxes.T))
 
@@ -234,10 +236,10 @@ def best_box(
         left = unspared(pooled, query, reached, allow=counts, possible=possible)
         return *_first(left.scores, left.boxes), left.complete
 
-    def give_up(_: None) -> tuple[Array, Array, Array]:
+    def give_up() -> tuple[Array, Array, Array]:
         return jnp.zeros(4, jnp.int32), jnp.asarray(False), jnp.asarray(False)
 
-    box, exists, complete = jax.lax.cond(scores[start] >= LEAST, spare, give_up, None)
+    box, exists, complete = jax.lax.cond(scores[start] >= LEAST, spare, give_up)
     return jax.lax.cond(
         complete,
         lambda: (box, exists),
@@ -247,7 +249,8 @@ def best_box(
 
 def _possible(rows: Spans, columns: Spans, *, inputs: Inputs, max_ratio: Array | None) -> Array:
     """Which groups of boxes may hold one that counts, by the least and the greatest shape."""
-    inside = (rows.inner_last <= inputs.size[0])[:, None] & (columns.inner_last <= inputs.size[1])
+    h, w = inputs.size
+    inside = (rows.inner_last <= h)[:, None] & (columns.inner_last <= w)[None, :]
     if inputs.ratio is None or max_ratio is None:
         return inside
     tall, wide = ((s.last - s.first).astype(np.float32) for s in (rows, columns))

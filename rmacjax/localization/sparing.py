@@ -7,10 +7,10 @@ u = c / (s t) is no longer than 1, so |v| >= u . v and
 
     q . v - t |v|  <=  (q - c / s) . v  <=  (q - c / s) . c
 
-since each channel of the middle is largest where v is c. Where the right side is below 0, no box of
-the group reaches t. The least s that is allowed has |c| = s t and makes the bound the least, which
-is then reached by v = c; one step from above towards it, s' = |clip(s q, low, high)| / t, is allowed
-too and near enough.
+since each channel of the middle is largest where v is c. Where the right side is below 0, no box
+of the group reaches t. The least s that is allowed has |c| = s t and makes the bound the least,
+which is then reached by v = c; one step from above towards it, s' = |clip(s q, low, high)| / t, is
+allowed too and near enough.
 """
 
 from collections.abc import Callable
@@ -65,7 +65,7 @@ class _State(NamedTuple):
     high: Array
     low: Array
     best: Array
-    count: Array
+    number: Array
     scores: Array
     groups: Array
 
@@ -87,7 +87,7 @@ def unspared(
         allow: which boxes count.
         possible: which pairs of groups of rows and of columns hold such boxes; it may let in more.
     """
-    h, w, c = pooled.cells.shape
+    h, w, _ = pooled.cells.shape
     x = jnp.pad(pooled.cells, ((0, h % 2), (0, w % 2), (0, 0)))  # a dark row changes no maximum
     order = line_order(x.shape[0])
     rows, columns = Spans(*(edge[order.order] for edge in spans(x.shape[0]))), spans(x.shape[1])
@@ -108,8 +108,11 @@ def unspared(
         steepest = jnp.sqrt(jnp.sum(jnp.square(pooled.vectors(highs[-1])))) / reached
 
         def bounded(first: Array) -> Array:
-            part = (jax.lax.dynamic_slice_in_dim(side, first, chunk) for side in (lows, highs))
-            return _may_reach(*map(pooled.vectors, part), query, reached, steepest)
+            low, high = (
+                pooled.vectors(jax.lax.dynamic_slice_in_dim(side, first, chunk))
+                for side in (lows, highs)
+            )
+            return _may_reach(low, high, query, reached, steepest)
 
         last = may.size - jnp.argmax(may[::-1]).astype(jnp.int32)
 
@@ -132,20 +135,20 @@ def unspared(
             boxes = _edges(row, column)
             scores = cosines(pooled.vectors(_boxes(pieces)), query)
             scores = jnp.where(allow(boxes), scores, MISSING)
-            place = (state.count, jnp.int32(0))
+            place = (state.number, jnp.int32(0))
             edges = jnp.concatenate([row, column])[None]
             state = state._replace(
                 best=jnp.maximum(state.best, jnp.max(scores)),
-                count=state.count + 1,
+                number=state.number + 1,
                 scores=jax.lax.dynamic_update_slice(state.scores, scores[None], place),
                 groups=jax.lax.dynamic_update_slice(state.groups, edges, place),
             )
             others = jnp.arange(left.size, dtype=jnp.int32) != group
-            return left & others & (state.count <= ROOM), state
+            return left & others & (state.number <= ROOM), state
 
         state = state._replace(high=high, low=low)
         _, state = jax.lax.while_loop(
-            lambda carry: jnp.any(carry[0]), look, (left & may & (state.count <= ROOM), state)
+            lambda carry: jnp.any(carry[0]), look, (left & may & (state.number <= ROOM), state)
         )
         return state, None
 
@@ -156,7 +159,7 @@ def unspared(
     end, _ = jax.lax.scan(of_rows, start, items)
     boxes = jax.vmap(lambda edges: _edges(edges[:4], edges[4:]))(end.groups)
     flat = Edges(*(edge.reshape(-1) for edge in boxes))
-    return Left(end.scores.reshape(-1), flat, end.count <= ROOM)
+    return Left(end.scores.reshape(-1), flat, end.number <= ROOM)
 
 
 def _may_reach(
