@@ -193,9 +193,12 @@ def test_localize_spares_and_maps_and_differentiates_as_it_did(rng, monkeypatch)
     np.testing.assert_allclose(found.score, [one.score for one in expected], atol=1e-6)
     a = maps[0].astype(np.float32)
     gradient = jax.grad(lambda x: localize(x, query).score)(a)
-    top, _, _, right = expected[0].box.tolist()
-    exhaustive._localize.clear_cache()
-    monkeypatch.setattr(exhaustive, "MANY_BOXES", 30_000)
-    np.testing.assert_allclose(gradient, jax.grad(lambda x: localize(x, query).score)(a), atol=1e-7)
-    assert np.any(gradient) and not np.any(gradient[:top]) and not np.any(gradient[:, right:])
+    top, left, bottom, right = expected[0].box.tolist()
+
+    def score(x):
+        vector = x[top:bottom, left:right].max((0, 1))
+        return vector @ query / jnp.linalg.norm(vector) / np.linalg.norm(query)
+
+    np.testing.assert_allclose(gradient, jax.grad(score)(jnp.asarray(a)), atol=1e-6)
+    assert np.any(gradient)
     exhaustive._localize.clear_cache()

@@ -2,7 +2,7 @@
 
 The score of a box is the cosine of its pooled vector with the query's. `aml` looks for the best box
 as published: a coarse grid of candidates, then a greedy refinement of the best one. `localize`
-scores every box there is. Both pool thousands of boxes by *growing* them: a box's maximum, or its
+scores every box there is, or spares those that cannot be the best. Both pool thousands of boxes by *growing* them: a box's maximum, or its
 sum of powers, is that of a smaller box combined with one more strip. Nothing is ever subtracted,
 so sums of tenth powers lose no digits, and maxima are exact in the map's own type.
 

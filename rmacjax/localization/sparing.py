@@ -37,7 +37,7 @@ ROOM = 1024
 """Groups that may be left. Where more are, as on a map without structure, bounds do not pay."""
 
 AT_A_TIME = 16
-"""Groups of columns that are bounded at a time where only some have the right shape."""
+"""Groups of columns that are bounded at a time: few, since only some have the right shape."""
 
 
 _FIRST = np.asarray([False, True, False, True])
