@@ -1,4 +1,4 @@
-"""Localization over all boxes: every rectangle of the map is pooled and scored."""
+"""Localization over all boxes: every rectangle is pooled and scored, or ruled out by a bound."""
 
 from collections.abc import Callable
 from functools import cache, partial
