@@ -2,9 +2,10 @@
 
 The score of a box is the cosine of its pooled vector with the query's. `aml` looks for the best box
 as published: a coarse grid of candidates, then a greedy refinement of the best one. `localize`
-scores every box there is. Both pool thousands of boxes by *growing* them: a box's maximum, or its
-sum of powers, is that of a smaller box combined with one more strip. Nothing is ever subtracted,
-so sums of tenth powers lose no digits, and maxima are exact in the map's own type.
+finds the best of all boxes there are: it scores every one, or all but those that bounds rule
+out. Both pool thousands of boxes by *growing* them: a box's maximum, or its sum of powers, is that
+of a smaller box combined with one more strip. Nothing is ever subtracted, so sums of tenth powers
+lose no digits, and maxima are exact in the map's own type.
 
 All functions take one map and one query, and are compiled once for each shape and choice of
 options, whatever the query's ratio: ``jax.vmap(aml, in_axes=(0, None, None))(maps, query, ratio)``.

@@ -1,15 +1,26 @@
-"""Localization over all boxes: every rectangle of the map is pooled and scored."""
+"""Localization over all boxes: every rectangle is pooled and scored, or ruled out by a bound."""
 
-from functools import partial
+from collections.abc import Callable
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Int, Num
+from jaxtyping import Array, ArrayLike, Bool, Int, Num
 
-from rmacjax.localization.boxes import Edges, Localization, overlapping, whole_map, within_ratio
+from rmacjax.localization.boxes import (
+    RATIO_TOLERANCE,
+    Edges,
+    Localization,
+    on_map,
+    overlapping,
+    whole_map,
+    within_ratio,
+)
 from rmacjax.localization.grid import score_grid
+from rmacjax.localization.groups import Spans
 from rmacjax.localization.growth import grow, intervals, strips
+from rmacjax.localization.refinement import line_by_line, refine
 from rmacjax.localization.scoring import (
     MISSING,
     SCORE_RESOLUTION,
@@ -24,7 +35,12 @@ from rmacjax.localization.scoring import (
     is_number,
     pooling,
     unit_query,
+    valid,
 )
+from rmacjax.localization.sparing import LEAST, unspared
+
+MANY_BOXES = 20_000
+"""From so many boxes on a map, bounds save more than they cost."""
 
 
 def localize(
@@ -121,26 +137,16 @@ def _localize(
     """With `limit`, a `max_ratio` known when compiling, boxes beyond it are not scored at all."""
     size, query = inputs.size, unit_query(inputs)
     pooled = pooling(clean(inputs.a1), inputs.size)
-    if inputs.ratio is not None and limit is not None:
-        grid = score_grid(pooled, query, inputs.ratio, size, shortest=1, step=1, max_ratio=limit)
-        scores, boxes = grid.scores, Edges(*grid.boxes.T)
-    else:
-        scores, boxes = _all_boxes(pooled, query)
-        allowed = (boxes.bottom <= size[0]) & (boxes.right <= size[1])
-        if inputs.ratio is not None and max_ratio is not None:
-            heights, widths = boxes.bottom - boxes.top, boxes.right - boxes.left
-            shapes = heights.astype(jnp.float32) / widths.astype(jnp.float32)
-            allowed &= within_ratio(shapes, inputs.ratio, max_ratio)
-        scores = jnp.where(allowed, scores, MISSING)
+    if instances == 1 and pays(inputs.a1.shape):
+        held = jax.tree.map(jax.lax.stop_gradient, (inputs._replace(query=query), max_ratio))
+        box, exists = _in_turn(limit)(*held)
+        box = jnp.where(exists, box, whole_map(size))
+        score = jnp.minimum(cosines(pooled.of_box(box)[None], query)[0], 1.0)
+        return Localization(score[None], box[None])
+    scores, boxes = _scored(pooled, query, inputs, max_ratio, limit)
 
     def find(scores: Array, number: Array) -> tuple[Array, tuple[Array, Array]]:
-        best = jnp.max(scores)
-        tied = scores >= best - SCORE_RESOLUTION
-        # Of the same area, top and left the one that ends highest up is the widest.
-        for key in (boxes.area, boxes.top, boxes.left, boxes.bottom):
-            tied &= key == jnp.min(jnp.where(tied, key, jnp.iinfo(jnp.int32).max))
-        box = jnp.stack([jnp.max(jnp.where(tied, edge, 0)) for edge in boxes])
-        exists = best > MISSING
+        box, exists = _first(scores, boxes)
         box = jnp.where(exists, box, jnp.where(number == 0, whole_map(size), 0))
         # Scored once more, so that it is the number that `aml` gives for this box.
         score = jnp.minimum(cosines(pooled.of_box(box)[None], query)[0], 1.0)
@@ -149,6 +155,109 @@ def _localize(
 
     _, (best, found) = jax.lax.scan(find, scores, jnp.arange(instances, dtype=jnp.int32))
     return Localization(best, found)
+
+
+def _first(scores: Array, boxes: Edges) -> tuple[Array, Array]:
+    """The best box, of equals the smallest, topmost, leftmost, widest; and whether there is one."""
+    best = jnp.max(scores)
+    tied = scores >= best - SCORE_RESOLUTION
+    # Of the same area, top and left the one that ends highest up is the widest.
+    for key in (boxes.area, boxes.top, boxes.left, boxes.bottom):
+        tied &= key == jnp.min(jnp.where(tied, key, jnp.iinfo(jnp.int32).max))
+    return jnp.stack([jnp.max(jnp.where(tied, edge, 0)) for edge in boxes]), best > MISSING
+
+
+def _scored(
+    pooled: Pooling, query: Array, inputs: Inputs, max_ratio: Array | None, limit: float | None
+) -> tuple[Array, Edges]:
+    """Scores of all boxes, -1 where one does not count, and their edges, in shapes that broadcast.
+
+    With `limit`, most of those that do not count are not among them.
+    """
+    if inputs.ratio is not None and limit is not None:
+        shape = inputs.ratio, inputs.size
+        grid = score_grid(pooled, query, *shape, shortest=1, step=1, max_ratio=limit)
+        return grid.scores, Edges(*grid.boxes.T)
+    scores, boxes = _all_boxes(pooled, query)
+    return jnp.where(_counts(boxes, inputs, max_ratio), scores, MISSING), boxes
+
+
+def _counts(boxes: Edges, inputs: Inputs, max_ratio: Array | None) -> Array:
+    """Which boxes of a map lie inside its valid size and have about the query's ratio."""
+    counts = (boxes.bottom <= inputs.size[0]) & (boxes.right <= inputs.size[1])
+    if inputs.ratio is None or max_ratio is None:
+        return counts
+    heights, widths = boxes.bottom - boxes.top, boxes.right - boxes.left
+    shapes = heights.astype(jnp.float32) / widths.astype(jnp.float32)
+    return counts & within_ratio(shapes, inputs.ratio, max_ratio)
+
+
+def pays(shape: tuple[int, ...]) -> bool:
+    """Whether to spare groups of boxes: on a CPU, which looks at what is left one by one."""
+    h, w, _ = shape
+    many = h * (h + 1) * w * (w + 1) // 4 >= MANY_BOXES
+    return many and min(h, w) > 2 and jax.default_backend() == "cpu"
+
+
+@cache
+def _in_turn(limit: float | None) -> Callable[[Inputs, Array | None], tuple[Array, Array]]:
+    """The search that spares boxes; mapped over maps it looks at them one after the other."""
+    return jax.custom_batching.sequential_vmap(partial(best_box, limit=limit))
+
+
+def best_box(
+    inputs: Inputs, max_ratio: Array | None, *, limit: float | None
+) -> tuple[Int[Array, "4"], Bool[Array, ""]]:
+    """The best of all boxes, most of them spared, and whether any counts.
+
+    The published grid and its refinement give a score to compare bounds with. Where it has no box
+    that counts, or too few can be spared, all are scored.
+    """
+    query, size = inputs.query, inputs.size
+    most = max_ratio
+    if limit is not None:
+        most = as_float(min(limit, float(np.finfo(np.float32).max)))
+    pooled = pooling(clean(inputs.a1), size)
+    pooled = pooled._replace(cells=valid(pooled.cells, size))
+    counts = partial(_counts, inputs=inputs, max_ratio=most)
+    ratio = inputs.ratio if limit is not None else None
+    grid = score_grid(pooled, query, ratio, size, shortest=2, step=3, max_ratio=limit or 1.0)
+    scores = jnp.where(counts(Edges(*grid.boxes.T)), grid.scores, MISSING)
+    start = jnp.argmax(scores)
+
+    def spare() -> tuple[Array, Array, Array]:
+        def allow(boxes: Array) -> Array:
+            return on_map(boxes, size) & counts(Edges(*boxes.T))
+
+        joining = line_by_line(pooled.cells[None], 0, pooled.combine)
+        begin = grid.boxes[start]
+        reached, _ = refine(pooled, joining, query, allow, begin, steps=(2, 1), passes=5)
+        possible = partial(_possible, inputs=inputs, max_ratio=most)
+        left = unspared(pooled, query, reached, allow=counts, possible=possible)
+        return *_first(left.scores, left.boxes), left.complete
+
+    def give_up() -> tuple[Array, Array, Array]:
+        return jnp.zeros(4, jnp.int32), jnp.asarray(False), jnp.asarray(False)
+
+    box, exists, complete = jax.lax.cond(scores[start] >= LEAST, spare, give_up)
+    return jax.lax.cond(
+        complete,
+        lambda: (box, exists),
+        lambda: _first(*_scored(pooled, query, inputs, max_ratio, limit)),
+    )
+
+
+def _possible(rows: Spans, columns: Spans, *, inputs: Inputs, max_ratio: Array | None) -> Array:
+    """Which groups of boxes may hold one that counts, by the least and the greatest shape."""
+    h, w = inputs.size
+    inside = (rows.inner_last <= h)[:, None] & (columns.inner_last <= w)[None, :]
+    if inputs.ratio is None or max_ratio is None:
+        return inside
+    tall, wide = ((s.last - s.first).astype(np.float32) for s in (rows, columns))
+    flat, slim = ((s.inner_last - s.inner_first).astype(np.float32) for s in (rows, columns))
+    least, greatest = np.log(flat[:, None] / wide), np.log(tall[:, None] / slim)
+    ratio, slack = jnp.log(inputs.ratio), jnp.log(max_ratio) + 2 * RATIO_TOLERANCE
+    return inside & (ratio >= least - slack) & (ratio <= greatest + slack)
 
 
 def _all_boxes(pooled: Pooling, query: Array) -> tuple[Array, Edges]:

@@ -64,9 +64,7 @@ def pooling(x: Array, size: Array, alpha: float | None = None) -> Pooling:
     """
     if alpha is None and jnp.issubdtype(x.dtype, jnp.integer):
         return Pooling(x, jnp.maximum, jnp.max, lambda values: values.astype(jnp.float32))
-    inside = _between(x, 0, jnp.zeros_like(size[0]), size[0])
-    inside &= _between(x, 1, jnp.zeros_like(size[1]), size[1])
-    x = jnp.where(inside, x, jnp.zeros((), x.dtype))
+    x = valid(x, size)
     brightest = jax.lax.stop_gradient(jnp.max(x)).astype(jnp.float32)
     brightest = jnp.where(brightest > 0, brightest, 1.0)
     if alpha is None:
@@ -80,6 +78,13 @@ def pooling(x: Array, size: Array, alpha: float | None = None) -> Pooling:
         return out_of_units(root(sums, 1.0 / alpha), units) / brightest
 
     return Pooling(powers, jnp.add, jnp.sum, rooted)
+
+
+def valid(x: Array, size: Array) -> Array:
+    """A map (h, w, c) that is zero beyond its valid size."""
+    inside = _between(x, 0, jnp.zeros_like(size[0]), size[0])
+    inside &= _between(x, 1, jnp.zeros_like(size[1]), size[1])
+    return jnp.where(inside, x, jnp.zeros((), x.dtype))
 
 
 def cosines(vectors: Float[Array, "*m c"], query: Float[Array, "c"]) -> Float[Array, "*m"]:
