@@ -362,6 +362,7 @@ class Collection:
             first_stage=first_stage,
             expand_alpha=expand_alpha,
             augment=augment,
+            alpha=alpha,
             settings=self.settings,
         )
         # Whether an object is there shows before the query is expanded by what was found.
@@ -371,6 +372,7 @@ class Collection:
             fusion=fusion,
             first_stage=first_stage,
             augment=augment,
+            alpha=alpha,
             settings=self.settings,
         )
         lines = Lines.of(self.params, judged_by, first_kind, min_score)

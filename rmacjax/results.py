@@ -108,6 +108,7 @@ def score_kind(
     first_stage: FirstStage = "descriptor",
     expand_alpha: float | None = None,
     augment: int = 0,
+    alpha: float | None = None,
     settings: Settings = DEFAULTS,
 ) -> str:
     """Name what a search's scores are, so that only scores of one kind are compared.
@@ -123,6 +124,7 @@ def score_kind(
         first_stage: as for `retrieve`; it only counts where nothing is re-ranked.
         expand_alpha: as for `retrieve`.
         augment: how many neighbours joined each image's descriptor.
+        alpha: as for `retrieve`: the exponent by which boxes were found.
         settings: how the photos are described.
 
     >>> score_kind(), score_kind(expand=0, fusion=0.5), score_kind(rerank=0)
@@ -139,17 +141,17 @@ def score_kind(
             "augment": augment or None,
         }
         return _named("filter", options | described)
-    # Whole images count in what is re-ranked by fusion alone.
-    fused: dict[str, object] = (
-        {"fusion": f"{fusion:g}", "augment": augment or None} if fusion else {}
-    )
+    # Other maxima, other boxes; whole images count in what is re-ranked by fusion alone.
+    found: dict[str, object] = {"alpha": None if alpha is None else f"{alpha:g}"}
+    if fusion:
+        found |= {"fusion": f"{fusion:g}", "augment": augment or None}
     if expand == 0:
-        return _named("rerank", fused | described)
+        return _named("rerank", found | described)
     options = {
         "expand": None if expand == PUBLISHED_EXPANSION else expand,
         "expand_alpha": None if expand_alpha is None else f"{expand_alpha:g}",
     }
-    return _named("expand", options | fused | described)
+    return _named("expand", options | found | described)
 
 
 def _named(stage: str, options: Mapping[str, object]) -> str:

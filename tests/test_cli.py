@@ -158,6 +158,7 @@ def test_command_line_defaults_are_the_functions_defaults():
     import inspect
 
     from rmacjax import demo, pictures
+    from rmacjax.cli import effects
     from rmacjax.collection import Collection
     from rmacjax.descriptors import Settings
     from rmacjax.whitening import fit_pca_whitening
@@ -165,10 +166,11 @@ def test_command_line_defaults_are_the_functions_defaults():
     def default(function, name):
         return inspect.signature(function).parameters[name].default
 
-    both = ["top", "rerank", "expand", "instances", "fusion", "first_stage"]
+    both = ["top", "rerank", "instances", "fusion", "first_stage"]
+    assert default(Collection.search, "expand") == effects.PUBLISHED_EXPANSION
     for name in (*both, "expand_alpha", "augment", "min_score"):
         assert default(cli.function_of("search"), name) == default(Collection.search, name)
-    for name in ("rerank", "expand", "fusion", "first_stage"):
+    for name in ("rerank", "fusion", "first_stage"):
         assert default(cli.function_of("evaluate"), name) == default(Collection.search, name)
     for name in ("rerank", "expand", "fusion", "first_stage", "expand_alpha", "augment"):
         assert default(pictures.settings_in_words, name) == default(Collection.search, name)
@@ -322,7 +324,7 @@ def test_search_prints_a_table(capsys, made):
     assert re.fullmatch(r"\d+ \d+ \d+ \d+", lines[1][2])
     assert "5 photos searched in" in err
     _, without, said = run(capsys, "search", target, paths[0], "--top", 1, "--rerank", 0)
-    assert "Nothing was expanded" in said and "--rerank 0" in said
+    assert "Nothing was expanded" not in said  # nobody asked for it
     quiet = run(capsys, "search", target, paths[0], "--rerank", 0, "--expand", 0)[2]
     assert "expanded" not in quiet + err
     assert without.splitlines()[1].split("\t") == ["1", "1.000", "-", str(paths[0])]
@@ -401,6 +403,14 @@ def test_options_that_change_nothing_are_told_and_change_nothing(capsys, made, o
             for all_ in ([*words, "--json", "-"], [*words, *options, "--json", "-"])
         )
         assert plain == other
+
+
+def test_expansion_is_missed_only_where_it_was_asked_for(capsys, made):
+    target, paths = made
+    words = ["search", target, paths[0], "--rerank", 0]
+    for options, told in (([], False), (["--expand", 0], False), (["--expand", 5], True)):
+        code, _, err = run(capsys, *words, *options)
+        assert code == 0 and ("Nothing was expanded" in err) == told
 
 
 def test_not_found_is_an_answer(capsys, made, tmp_path):
@@ -573,7 +583,7 @@ def known(tmp_path_factory) -> Path:
                 "image": f"{i:02d}.jpg",
                 "box": [0, 0, 128, 128],
                 "positives": [f"{i:02d}.jpg"],
-                "boxes": {f"{i:02d}.jpg": [0, 0, 128, 128]},
+                "boxes": {f"{j:02d}.jpg": [0, 0, 128, 128] for j in (i, i + 1)},
             }
             for i in (1, 3)
         ],
@@ -594,7 +604,7 @@ def test_evaluate_scores_each_stage(capsys, known, weights, tmp_path):
     # Each query's own photo is its only positive, and nothing is more alike.
     assert scores["rows"][0]["map"] == scores["rows"][1]["map"] == 1.0
     assert scores["rows"][0]["overlap"] is None and 0 < scores["rows"][1]["overlap"] <= 1
-    assert scores["rows"][1]["true_boxes"] == 2
+    assert scores["rows"][1]["true_boxes"] == 2  # those in the other photos
     assert (tmp_path / "t.md").read_text().count("\n|") >= 4
     few = document(run(capsys, "evaluate", known, *options[:2], "--rerank", 0, "--json", "-")[1])
     assert [row["search"] for row in few["rows"]] == ["filter"]

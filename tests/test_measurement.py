@@ -15,14 +15,14 @@ from rmacjax import measurement, recipes
 from rmacjax.augmentation import augment
 from rmacjax.backbones import TORCHVISION_CONVENTION, Network, initialize
 from rmacjax.cli import main
-from rmacjax.cli.published import compared, departures
+from rmacjax.cli.published import compared, departures, recipes_weights
 from rmacjax.datasets import GroundTruth, Query
 from rmacjax.descriptors import Params, Settings
 from rmacjax.evaluation import revisited_protocol
 from rmacjax.measurement import Row, Score, Way, measure, searches, trust
 from rmacjax.preprocessing import encode_jpeg
 from rmacjax.recipes import RECIPES
-from rmacjax.weights import load, save
+from rmacjax.weights import describe_file, load, save
 from rmacjax.weights.calibration import measure_activation_scale
 from rmacjax.whitening import Whitening
 
@@ -224,6 +224,35 @@ def test_what_a_stage_never_came_to_is_missed(collection, truth):
     assert found["filter"].present[0] > measurement.MISSED
 
 
+def test_what_is_there_and_cannot_be_read_betters_no_figure_of_presence(collection, truth):
+    """An object whose only photo is not in the collection is there, and is not found."""
+    longer = truth._replace(paths=[*truth.paths, "/nowhere/gone.jpg"])
+    lost = truth.queries[0]._replace(positives=np.asarray([12]))
+    for each in trust(collection, longer._replace(queries=[lost])):
+        assert each.present.tolist() == [measurement.MISSED] and each.hits == 0
+    alone = trust(collection, truth._replace(queries=truth.queries[1:3]))
+    both = trust(collection, longer._replace(queries=[*truth.queries[1:3], lost]))
+    for each, before in zip(both, alone, strict=True):
+        assert sorted(each.present) == sorted([*before.present, measurement.MISSED])
+        assert each.hits == np.mean(each.present >= each.threshold)
+
+
+def test_the_querys_own_photo_has_no_part_in_the_overlap(collection, truth):
+    query = truth.queries[0]
+    assert query.box_px is not None
+    own = query._replace(boxes={0: query.box_px, **query.boxes})
+    plain, more = (measure(collection, truth._replace(queries=[q])).rows for q in (query, own))
+    assert [(row.overlap, row.boxes) for row in more[1:]] == [(row.overlap, 1) for row in plain[1:]]
+    only = measure(collection, truth._replace(queries=[query._replace(boxes={0: query.box_px})]))
+    assert only.rows[1].boxes == 0 and np.isnan(only.rows[1].overlap)
+
+
+def test_scores_of_other_boxes_have_another_name(collection, truth):
+    found = collection.search(truth.paths[0], alpha=2.0)
+    assert found.judged_by == "rerank alpha=2 long_side=128"
+    assert found.scored_by == "expand alpha=2 long_side=128"
+
+
 @pytest.mark.parametrize("wrong", [{"rerank": -1}, {"expand": -3}, {"fusion": 2.0}])
 def test_numbers_out_of_range_are_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
@@ -394,6 +423,77 @@ def test_whitening_goes_on_where_it_was_interrupted(truth, params, tmp_path, mon
     assert not os.path.exists(kept)
 
 
+def damaged(content: bytes) -> list[bytes]:
+    return [b"", content[: len(content) // 2], b"no archive" * 9, content.replace(b"mean", b"lean")]
+
+
+def test_damaged_sums_begin_anew(capsys, truth, params, tmp_path):
+    from rmacjax.cli import learning
+
+    kept = tmp_path / "sums.npz.begun"
+    whole, _ = learning.learn(params, truth.paths[:4], SETTINGS)
+    _, moments = learning.learn(params, truth.paths[:2], SETTINGS)
+    learning._keep(str(kept), moments, 2)
+    for content in damaged(kept.read_bytes()):
+        kept.write_bytes(content)
+        capsys.readouterr()
+        again, _ = learning.learn(params, truth.paths[:4], SETTINGS, kept=str(kept))
+        assert capsys.readouterr().err.count("is damaged, and made anew") == 1
+        np.testing.assert_array_equal(again.projection, whole.projection)
+
+
+def test_what_is_damaged_in_the_cache_is_made_anew(capsys, folder, weights, tmp_path):
+    words = [folder, "--weights", weights, "--whiten", folder, "--rerank", "0", "--cache", tmp_path]
+    words = ["evaluate", *map(str, words), "--long-side", "128", "--json", "-"]
+    assert main(words) == 0
+    whole = json.loads(capsys.readouterr().out)
+    (kept,) = tmp_path.glob("whitening-*.npz")
+    (place,) = (path for path in tmp_path.iterdir() if path.is_dir())
+
+    def made_anew(path) -> None:
+        assert main(words) == 0
+        captured = capsys.readouterr()
+        assert captured.err.count(f"{str(path)!r} is damaged, and made anew") == 1
+        assert json.loads(captured.out)["rows"] == whole["rows"]
+
+    for content in damaged(kept.read_bytes()):
+        kept.write_bytes(content)
+        made_anew(kept)
+    shutil.rmtree(place)
+    place.mkdir()
+    made_anew(place)
+    for files in ("_versions", "data"):  # one after the other, each time all of them
+        for file in (place / files).iterdir():
+            file.write_bytes(b"")
+        made_anew(place)
+    assert main(words) == 0 and "damaged" not in capsys.readouterr().err
+
+
+def test_a_report_says_what_was_used(capsys, truth, params, tmp_path):
+    """Whitening left out, a pool without regions, two scales, one query without a box."""
+    from rmacjax.datasets import write_ground_truth
+
+    identity = Whitening(np.zeros(256, np.float32), np.eye(256, dtype=np.float32))
+    file = save(
+        tmp_path / "w.safetensors", params._replace(whitening=identity), origin="", licence=""
+    )
+    write_ground_truth(truth, tmp_path / "ground_truth.json")
+    words = [tmp_path, "--weights", file, "--no-cache", "--rerank", "0"]
+    words += ["--markdown", tmp_path / "t.md"]
+    found = evaluated(capsys, *words, "--no-whiten", "--scales", "1", "0.5", "--pool", "gem")
+    text = (tmp_path / "t.md").read_text()
+    assert found["whitening"] == "none" and "whitening none, pool gem, scales 1 0.5" in text
+    assert "levels" not in text and "queries 5, 4 of them cropped" in text
+    assert "last pool no" in text and found["weights_sha256"][:12] in text
+    assert f"rmacjax {rmacjax.__version__}" in text and "jax " in text and "device " in text
+    whole = [query._replace(box_px=None) for query in truth.queries]
+    write_ground_truth(truth._replace(queries=whole), tmp_path / "ground_truth.json")
+    found = evaluated(capsys, *words)
+    text = (tmp_path / "t.md").read_text()
+    assert found["whitening"] == "that of the weights" and "queries 5 whole" in text
+    assert "pool rmac, levels 3, scales 1," in text
+
+
 def test_other_ways_are_compared_and_pages_written(capsys, folder, weights, tmp_path):
     words = ["--also", "regions", "fused", "alpha-qe", "dba", "diffusion", "--trust"]
     words += ["--html", tmp_path / "pages", "--markdown", tmp_path / "t.md", "--no-cache"]
@@ -436,13 +536,18 @@ def test_options_without_effect_are_told(capsys, truth, weights, tmp_path):
     whole = [query._replace(box_px=None) for query in truth.queries[:2]]
     write_ground_truth(truth._replace(queries=whole), tmp_path / "ground_truth.json")
     words = ["evaluate", str(tmp_path), "--weights", weights, "--no-cache", "--long-side", "128"]
-    assert main([*words, "--rerank", "0", "--no-whiten", "--queries", "whole"]) == 0
+    words += ["--rerank", "0", "--no-whiten", "--queries", "whole"]
+    assert main(words) == 0
+    assert "expanded" not in capsys.readouterr().err  # nobody asked for it
+    assert main([*words, "--expand", "5"]) == 0
     said = capsys.readouterr().err
     for sentence in ("--no-whiten changes nothing", "--queries whole changes", "was expanded"):
         assert sentence in said
 
 
-def test_thresholds_are_saved_with_the_weights(capsys, folder, weights, tmp_path):
+def test_thresholds_are_saved_with_the_weights(capsys, folder, truth, weights, tmp_path):
+    from rmacjax.datasets import write_ground_truth
+
     out = tmp_path / "sure.safetensors"
     words = [folder, "--queries", "whole", "--no-cache", "--save-thresholds", out, "--weights"]
     found = evaluated(capsys, *words, weights)
@@ -452,10 +557,28 @@ def test_thresholds_are_saved_with_the_weights(capsys, folder, weights, tmp_path
     learned = dict([kinds["filter"], kinds["rerank"]])
     assert all(kind.endswith("long_side=128") for kind in learned)
     assert dict(load(out).network.thresholds) == pytest.approx(learned)
-    # A second way of searching joins the first one's thresholds.
-    evaluated(capsys, *words, out, "--fusion", "0.5")
+    sources = describe_file(out)["settings"]["thresholds learned on"]
+    assert sources == dict.fromkeys(learned, "things, 5 absent")
+    # A second way of searching joins the first one's thresholds, learned on other searches.
+    write_ground_truth(truth._replace(name="others"), tmp_path / "ground_truth.json")
+    words[0] = str(tmp_path)
+    command = ["evaluate", *map(str, words), str(out), "--fusion", "0.5", "--long-side", "128"]
+    assert main(command) == 0
+    assert "learned from 5 searches for what is not there" in capsys.readouterr().err
     more = dict(load(out).network.thresholds)
     assert set(learned) < set(more) and any("fusion=0.5" in kind for kind in more)
+    sources = describe_file(out)["settings"]["thresholds learned on"]
+    assert set(sources) == set(more)
+    for kind, source in sources.items():
+        filtered = kind.startswith("filter")  # learned again, the same way
+        assert source == f"{'others' if filtered or 'fusion' in kind else 'things'}, 5 absent"
+    # Files of old have one name for all lines: it stays with those that are not learned again.
+    facts = {"origin": "x", "licence": "none needed"}
+    save(out, load(out), **facts, settings={"thresholds learned on": "long ago"})
+    evaluated(capsys, *words, out, "--fusion", "0.5")
+    sources = describe_file(out)["settings"]["thresholds learned on"]
+    assert sources[kinds["rerank"][0]] == "long ago"
+    assert sources[kinds["filter"][0]] == "others, 5 absent"
 
 
 @pytest.mark.parametrize(
@@ -473,6 +596,10 @@ def test_thresholds_are_saved_with_the_weights(capsys, folder, weights, tmp_path
         ([".", "--also", "regions", "--first-stage", "regions"], "once more"),
         ([".", "--also", "diffusion", "--first-stage", "diffusion"], "once more"),
         ([".", "--also", "dba", "--first-stage", "regions"], "does not compare"),
+        (
+            [".", "--also", "dba", "--first-stage", "regions", "--fusion", "0.5"],
+            "does not compare",
+        ),
     ],
 )
 def test_what_contradicts_itself_is_refused(capsys, words, said, tmp_path, monkeypatch):
@@ -499,6 +626,18 @@ def test_a_recipe_gives_no_verdict_on_another_run(capsys, folder, weights, tmp_p
     for part in ("+ AML + QE, mAP 74.2", "network alexnet where vgg16 is due", "12 photos where"):
         assert part in sentence
     assert len(found["unlike_the_recipe"]) == 3
+
+
+def test_a_recipes_network_is_taken_where_none_was_named(capsys, tmp_path):
+    paper, tuned = RECIPES["paper-oxford5k"], RECIPES["sfm-gem-oxford5k"]
+    assert recipes_weights(None, paper, "x") == "vgg16"
+    assert recipes_weights("default", paper, "x") == "default"
+    with pytest.raises(ValueError, match="needs its network"):
+        recipes_weights(None, tuned, "x")
+    # Named, the network that ships is one: what is lacking then are the photos.
+    words = ["--recipe", "sfm-gem-oxford5k", "--weights", "default", "--data-dir", str(tmp_path)]
+    assert main(["evaluate", *words, "--no-cache"]) == 1
+    assert str(tmp_path / "oxford5k") in capsys.readouterr().err
 
 
 def test_in_what_a_run_departs_from_its_recipe(params, truth, weights, tmp_path, monkeypatch):

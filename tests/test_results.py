@@ -19,6 +19,9 @@ def test_scores_of_one_kind_have_one_name():
         score_kind(expand=3, expand_alpha=3): "expand expand=3 expand_alpha=3",
         score_kind(fusion=0.5, augment=5): "expand fusion=0.5 augment=5",
         score_kind(expand=0, fusion=0.25): "rerank fusion=0.25",
+        score_kind(expand=0, alpha=2.0): "rerank alpha=2",
+        score_kind(alpha=10.0, fusion=0.5): "expand alpha=10 fusion=0.5",
+        score_kind(rerank=0, alpha=2.0): "filter",
     }
     assert all(found == wanted for found, wanted in named.items())
 

@@ -48,7 +48,7 @@ def refuse_comparisons(
     for name in also:
         if same.get(name):
             raise ValueError(f"--also {name} is {same[name]} once more: leave one of them out")
-        if name == "dba" and first_stage == "regions" and not (fusion and rerank):
+        if name == "dba" and first_stage == "regions":
             raise ValueError(
                 "--also dba changes the photos' descriptors, which --first-stage regions does not "
                 "compare: leave one of them out"

@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Literal, TypedDict
 if TYPE_CHECKING:
     from rmacjax.retrieval import FirstStage
 
+PUBLISHED_EXPANSION = 5
+"""Boxes that join the query where --expand does not say how many."""
+
 IDLE_EXPANSION = (
     "Nothing was expanded: --expand searches once more with the boxes that re-ranking finds, and "
     "--rerank 0 leaves both out"
@@ -88,6 +91,7 @@ def idle_here(
     first_stage: "FirstStage",
     expand_alpha: float | None = None,
     augment: int = 0,
+    expansion_asked: bool = True,
 ) -> list[str]:
     """Say which options changed nothing in a collection of this size, a sentence each.
 
@@ -99,12 +103,13 @@ def idle_here(
         first_stage: see there.
         expand_alpha: see there.
         augment: see there.
+        expansion_asked: whether the command named `expand`; what nobody asked for is not missed.
 
     >>> idle_here(100, rerank=10, expand=5, fusion=0.0, first_stage="regions")
     []
     """
     if rerank == 0:
-        return [IDLE_EXPANSION] if expand else []
+        return [IDLE_EXPANSION] if expand and expansion_asked else []
     found = []
     if expand_alpha == 0:
         found.append("--expand-alpha 0 counts all finds alike, as a search does without it")

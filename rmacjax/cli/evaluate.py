@@ -10,9 +10,10 @@ from tyro.conf import Positional, arg
 
 from rmacjax.cli.comparisons import Comparison, compared_ways, refuse_comparisons
 from rmacjax.cli.describing import LevelsChoice, PoolChoice, ScalesChoice
-from rmacjax.cli.effects import IDLE_EXPANSION, refuse_idle
+from rmacjax.cli.effects import IDLE_EXPANSION, PUBLISHED_EXPANSION, refuse_idle
 from rmacjax.cli.generated import is_generated, rendered_truth
 from rmacjax.cli.terminal import (
+    ExpandCount,
     FirstStageName,
     Flag,
     JsonFile,
@@ -34,6 +35,12 @@ from rmacjax.cli.keeping import described_in, is_published, kept_in, whitened_on
 LEAST_HITS = 0.1
 """A threshold that finds a smaller share of what is there is not worth keeping."""
 
+FEW_ABSENT = 30
+"""A line learned from fewer searches for what is not there says little of others."""
+
+LEARNED_ON = "thresholds learned on"
+"""Under this name a weights file keeps, by kind of score, what each threshold was learned on."""
+
 
 def evaluate(
     dataset: Annotated[
@@ -42,7 +49,9 @@ def evaluate(
     *,
     recipe: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="")] = None,
     data_dir: Annotated[str | None, arg(metavar="DIR", help_behavior_hint="")] = None,
-    weights: Annotated[str, arg(metavar="NAME|FILE")] = "default",
+    weights: Annotated[
+        str | None, arg(metavar="NAME|FILE", help_behavior_hint="(default: default)")
+    ] = None,
     last_pool: Flag = False,
     no_last_pool: Flag = False,
     pool: PoolChoice = None,
@@ -58,7 +67,7 @@ def evaluate(
     queries: Annotated[Literal["cropped", "whole"], arg(metavar="cropped|whole")] = "cropped",
     long_side: Annotated[int, arg(metavar="PIXELS")] = 1024,
     rerank: RerankDepth = 1000,
-    expand: Annotated[int, arg(metavar="N")] = 5,
+    expand: ExpandCount = None,
     fusion: Annotated[float, arg(metavar="SHARE")] = 0.0,
     first_stage: FirstStageName = "descriptor",
     also: Annotated[
@@ -97,7 +106,7 @@ def evaluate(
             paper-paris6k, paper-oxford5k-mac, paper-paris6k-alexnet, revisited-roxford5k,
             revisited-rparis6k, sfm-gem-oxford5k and others.
         data_dir: Where published sets lie, each in a folder of its name.
-        weights: The network: "default", another name, or a weights file.
+        weights: The network: "default", another name, or a weights file; by default a recipe's own.
         last_pool: End with the network's last pooling, as the paper does.
         no_last_pool: Stop before it.
         pool: How a photo's map becomes a vector: by regions (rmac, rgem), or as a whole.
@@ -136,12 +145,15 @@ def evaluate(
     parameters = inspect.signature(evaluate).parameters
     defaults = {option: parameter.default for option, parameter in parameters.items()}
     chosen = recipe_of(recipe, given, defaults)
+    asked = bool(expand)
+    expand = PUBLISHED_EXPANSION if expand is None else expand
     wanted = pooling_choice(last_pool, no_last_pool)
     if chosen is not None:
         dataset, wanted, whiten_on = chosen.dataset, chosen.last_pool, chosen.whiten
         pool, levels, at_scales = chosen.pool, chosen.levels, chosen.scales
         rerank, expand, long_side = chosen.rerank, chosen.expand, chosen.long_side
         weights = recipes_weights(weights, chosen, str(recipe))
+    weights = "default" if weights is None else weights
     if dataset is None:
         raise ValueError("name a dataset or a folder to measure on, or a --recipe")
     if no_whiten and whiten_on is not None:
@@ -172,7 +184,7 @@ def evaluate(
         raise ValueError(f"{truth.name} has no queries: say in its ground truth what to search for")
     if queries == "whole" and all(query.box_px is None for query in truth.queries):
         say(f"--queries whole changes nothing: no query of {truth.name} has an outline")
-    if rerank == 0 and expand > 0:
+    if rerank == 0 and asked:
         say(IDLE_EXPANSION)
     params = load(weights, last_pool=wanted)
     settings = chosen_settings(
@@ -228,7 +240,10 @@ def evaluate(
             weights=weights,
             whitening=whiten_on,
             recipe=None if recipe is None else str(recipe),
-            options={name: value for name, value in given.items() if name not in ("json", "html")},
+            options={
+                **{name: value for name, value in given.items() if name not in ("json", "html")},
+                **{"weights": weights, "rerank": rerank, "expand": expand, "long_side": long_side},
+            },
         )
         different: list[str] = []
         if chosen is not None:
@@ -286,8 +301,8 @@ def _save_thresholds(
 ) -> None:
     """Write the network, its whitening and the scores that count as found.
 
-    What was learned before for other kinds of scores stays, unless the whitening is new. A line
-    that finds hardly anything is none.
+    What was learned before for other kinds of scores stays, and so does what that was learned on,
+    unless the whitening is new. A line that finds hardly anything is none.
     """
     from rmacjax.weights import describe_file, provenance, save
 
@@ -295,12 +310,20 @@ def _save_thresholds(
     whitening, stored = facts.get("whitening"), facts.get("settings")
     settings = dict(stored) if isinstance(stored, dict) else {}
     thresholds = dict(params.network.thresholds) if whiten_on is None else {}
+    before = settings.get(LEARNED_ON)
+    # Files of old have one name for all lines.
+    sources = {
+        kind: str(before.get(kind, "unknown") if isinstance(before, dict) else before or "unknown")
+        for kind in thresholds
+    }
     origin = whitening["origin"] if isinstance(whitening, dict) else ""
     if whiten_on is not None:
         name = os.path.basename(os.path.abspath(whiten_on))
         origin = f"PCA, learned on the regions of the photos in {name!r}"
+    fewest = FEW_ABSENT
     for each in trusted:
         thresholds.pop(each.kind, None)
+        sources.pop(each.kind, None)
         if each.stage == "expand":
             continue  # photos are judged by their scores before expansion
         if each.hits < LEAST_HITS:
@@ -310,6 +333,8 @@ def _save_thresholds(
             )
         else:
             thresholds[each.kind] = float(each.threshold)
+            sources[each.kind] = f"{learned_on}, {len(each.absent)} absent"
+            fewest = min(fewest, len(each.absent))
     save(
         out,
         params._replace(network=replace(params.network, thresholds=tuple(thresholds.items()))),
@@ -319,6 +344,12 @@ def _save_thresholds(
         made_by=known["made_by"],
         source_sha256=known["source_sha256"],
         whitening_origin=origin,
-        settings=settings | {"thresholds learned on": learned_on},
+        settings=settings | {LEARNED_ON: sources},
     )
+    if fewest < FEW_ABSENT:
+        say(
+            f"These lines were learned from {fewest} searches for what is not there, which are few "
+            f"(fewer than {FEW_ABSENT}): of other absent objects, {min(3 / fewest, 1):.0%} may "
+            "count as found"
+        )
     say(f"Wrote {out}: scores that count as found, learned on {learned_on}")

@@ -2,8 +2,11 @@
 
 import hashlib
 import os
+import shutil
 import tempfile
-from collections.abc import Iterator
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -11,9 +14,18 @@ from typing import TYPE_CHECKING
 from rmacjax.cli.terminal import list_skipped, progress, say
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from rmacjax.collection import AddReport, Collection
     from rmacjax.datasets import GroundTruth
     from rmacjax.descriptors import Params, Settings
+
+
+DAMAGED = (
+    *(OSError, ValueError, TypeError, KeyError, EOFError, MemoryError, RuntimeError),
+    *(zipfile.BadZipFile, zlib.error),
+)
+"""What reading arrays raises where their file was cut off or overwritten."""
 
 
 def is_published(name: str) -> bool:
@@ -61,6 +73,40 @@ def _alone(folder: str) -> Iterator[None]:
         yield
 
 
+def kept_arrays(
+    path: str, axes: Mapping[str, int], channels: int
+) -> "dict[str, np.ndarray] | None":
+    """Arrays that an earlier run kept; None where there are none.
+
+    What is damaged (cut off, empty, of other sizes) is as if it had never been, which is said.
+
+    Args:
+        path: an .npz file, or where one would be.
+        axes: the arrays that have to be in it, and how many axes each has.
+        channels: the length of every last axis.
+    """
+    import numpy as np
+
+    if not os.path.lexists(path):
+        return None
+    try:
+        with open(path, "rb") as file:
+            stored = np.load(file, allow_pickle=False)
+            arrays = {name: np.asarray(stored[name]) for name in axes}
+        whole = all(
+            array.ndim == axes[name]
+            and array.shape[-1:] in ((), (channels,))
+            and np.isfinite(array).all()
+            for name, array in arrays.items()
+        )
+    except DAMAGED:
+        whole = False
+    if whole:
+        return arrays
+    say(f"{path!r} is damaged, and made anew")
+    return None
+
+
 def whitened_on(
     params: "Params", source: str, data_dir: str | None, settings: "Settings", folder: str
 ) -> "Params":
@@ -86,23 +132,27 @@ def whitened_on(
         status = os.stat(file)
         digest.update(f"{os.path.abspath(file)}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
     kept = os.path.join(folder, f"whitening-{digest.hexdigest()[:16]}.npz")
-    if not os.path.exists(kept):
+    arrays = kept_arrays(kept, {"mean": 1, "projection": 2}, params.network.channels)
+    if arrays is None:
         say(f"Learning whitening on {len(files)} photos of {source}")
         learned, _ = learn(params, files, settings, kept=f"{kept}.begun")
         unfinished = f"{kept}.unfinished"
         with open(unfinished, "wb") as file_:
             np.savez(file_, mean=learned.mean, projection=learned.projection)
         os.replace(unfinished, kept)
-    with np.load(kept) as arrays:
-        mean, projection = (jnp.asarray(arrays[name]) for name in Whitening._fields)
+        arrays = learned._asdict()
+    learned = Whitening(*(jnp.asarray(arrays[name]) for name in Whitening._fields))
     network = replace(params.network, whitens_scales=False)  # it is learned afterwards
-    return params._replace(network=network, whitening=Whitening(mean, projection))
+    return params._replace(network=network, whitening=learned)
 
 
 def described_in(
     truth: "GroundTruth", params: "Params", settings: "Settings", regions: bool, folder: str
 ) -> "tuple[Collection, AddReport]":
-    """The collection of a ground truth's photos, whatever was described before taken as it is."""
+    """The collection of a ground truth's photos, whatever was described before taken as it is.
+
+    One that cannot be opened any more is made anew, which is said.
+    """
     from rmacjax.collection import Collection
     from rmacjax.descriptors import fingerprint
 
@@ -110,9 +160,8 @@ def described_in(
     photos = hashlib.sha256("\0".join(map(os.path.abspath, truth.paths)).encode("utf-8", "replace"))
     kind = f"{fingerprint(params, settings)}{'-regions' if regions else ''}"
     place = os.path.join(folder, f"{name}-{photos.hexdigest()[:8]}-{kind}")
-    if os.path.isdir(place):
-        collection = Collection.open(place, params)
-    else:
+    collection = _opened(place, params) if os.path.lexists(place) else None
+    if collection is None:
         collection = Collection.create(place, params, settings=settings, regions=regions)
     with progress("photos") as update:
         added = collection.add(truth.paths, progress=update)
@@ -123,3 +172,33 @@ def described_in(
     if not len(collection):
         raise OSError(f"none of the photos of {truth.name} could be used")
     return collection, added
+
+
+def _opened(place: str, params: "Params") -> "Collection | None":
+    """A kept collection; None where it is damaged, and then its place is free.
+
+    Where there is none it is removed; what only could not be opened this time is kept beside it.
+    """
+    from rmacjax.collection import Collection
+
+    try:
+        kept = Collection.open(place, params)
+        if len(kept.paths) == len(kept):  # which reads its rows, and not only their number
+            return kept
+        raise ValueError("its rows are not as many as they should be")
+    except FileNotFoundError:
+        _clear(place)
+        say(f"{place!r} is damaged, and made anew")
+    except (ValueError, KeyError, RuntimeError) as error:
+        aside = f"{place}.damaged"
+        _clear(aside)
+        os.replace(place, aside)
+        say(f"{place!r} is damaged, and made anew; it was set aside as {aside!r}: {error}")
+    return None
+
+
+def _clear(place: str) -> None:
+    if os.path.isdir(place) and not os.path.islink(place):
+        shutil.rmtree(place)
+    elif os.path.lexists(place):
+        os.unlink(place)

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rmacjax.cli.keeping import kept_arrays
 from rmacjax.cli.pairs import Pair, View
 from rmacjax.cli.terminal import list_skipped, progress
 
@@ -73,7 +74,7 @@ def learn(
     files = _files(photos, unusable)
     with progress("photos") as update:
         views = [View(file) for file in files]
-        moments, done = _resumed(kept)
+        moments, done = _resumed(kept, params.network.channels, len(views))
         for start in range(done, len(views), KEPT_PHOTOS):
             some = views[start : start + KEPT_PHOTOS]
             told = partial(_shifted, update, start, len(views))
@@ -176,17 +177,16 @@ def _shifted(
     update(start + done, every)
 
 
-def _resumed(kept: str | None) -> "tuple[Moments | None, int]":
-    """Sums of an interrupted run, and how many photos are in them."""
-    import numpy as np
-
+def _resumed(kept: str | None, channels: int, photos: int) -> "tuple[Moments | None, int]":
+    """Sums of an interrupted run, and how many photos are in them; none where they are damaged."""
     from rmacjax.whitening import Moments
 
-    if kept is None or not os.path.exists(kept):
+    axes = {"total": 0, "mean": 1, "scatter": 2, "done": 0}
+    arrays = None if kept is None else kept_arrays(kept, axes, channels)
+    if arrays is None or not 0 < int(arrays["done"]) <= photos:
         return None, 0
-    with np.load(kept) as arrays:
-        moments = Moments(int(arrays["total"]), arrays["mean"], arrays["scatter"])
-        return moments, int(arrays["done"])
+    moments = Moments(int(arrays["total"]), arrays["mean"], arrays["scatter"])
+    return moments, int(arrays["done"])
 
 
 def _keep(kept: str | None, moments: "Moments | None", done: int) -> None:

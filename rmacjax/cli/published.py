@@ -58,13 +58,13 @@ def recipe_of(
     return RECIPES[name]
 
 
-def recipes_weights(weights: str, recipe: "Recipe", name: str) -> str:
+def recipes_weights(weights: str | None, recipe: "Recipe", name: str) -> str:
     """The network that is taken: the one that was asked for, else the recipe's own.
 
     Raises:
         ValueError: neither is there.
     """
-    if weights != "default":
+    if weights is not None:
         return weights
     if recipe.weights is None:
         raise ValueError(

@@ -49,14 +49,13 @@ class Facts:
 
     def document(self) -> dict[str, object]:
         """Everything that is needed to measure the same again."""
-        import jax
-
         from rmacjax.descriptors import fingerprint
         from rmacjax.weights import locate
         from rmacjax.weights.conversion import file_sha256
 
         params, settings = self.collection.params, self.collection.settings
-        own = "that of the weights" if params.whitening is not None else "none"
+        used = params.whitening is not None and settings.whiten
+        own = "that of the weights" if used else "none"
         new = self.added.added + self.added.replaced
         return {
             "data": self.truth.name,
@@ -74,12 +73,7 @@ class Facts:
             "fingerprint": fingerprint(params, settings),
             "settings": asdict(settings),
             "options": {name: value for name, value in self.options.items() if value is not None},
-            "versions": {
-                "rmacjax": __version__,
-                **{name: version(name) for name in ("jax", "jaxlib", "numpy", "pillow")},
-                "python": platform.python_version(),
-                "device": jax.default_backend(),
-            },
+            "versions": self.versions(),
             "photos_described": new,
             "photos_per_second": round(new / max(self.added.seconds, 1e-9), 2) if new else None,
         }
@@ -113,16 +107,21 @@ class Facts:
 
     def line(self) -> str:
         """The settings in one line, for below a table."""
+        from rmacjax.descriptors import REGIONAL
+
         settings, options = self.collection.settings, self.options
+        document = self.document()
         facts = {
             "data": self.truth.name,
             "photos": len(self.collection),
             "distractors": self.distractors,
-            "queries": f"{len(self.truth.queries)} {options['queries']}",
-            "weights": os.path.basename(self.weights),
-            "whitening": self.document()["whitening"],
+            "queries": self._queries(),
+            "weights": f"{os.path.basename(self.weights)} ({document['weights_sha256']!s:.12})",
+            "last pool": "yes" if self.collection.params.network.last_pool else "no",
+            "whitening": document["whitening"],
             "pool": settings.pool,
-            "levels": settings.levels,
+            **({"levels": settings.levels} if settings.pool in REGIONAL else {}),
+            "scales": " ".join(f"{scale:g}" for scale in settings.scales),
             "long side": settings.long_side,
             "rerank": options["rerank"],
             "expand": options["expand"],
@@ -131,7 +130,29 @@ class Facts:
         }
         if self.added.skipped:
             facts["photos that could not be used"] = len(self.added.skipped)
+        facts |= self.versions()
         return ", ".join(f"{name} {value}" for name, value in facts.items())
+
+    def _queries(self) -> str:
+        """How many queries, and what of their photos is searched for."""
+        number = len(self.truth.queries)
+        outlined = sum(query.box_px is not None for query in self.truth.queries)
+        if self.options["queries"] == "whole" or not outlined:
+            return f"{number} whole"
+        return (
+            f"{number} cropped" if outlined == number else f"{number}, {outlined} of them cropped"
+        )
+
+    def versions(self) -> dict[str, str]:
+        """Of the programs that measured, and what they ran on."""
+        import jax
+
+        return {
+            "rmacjax": __version__,
+            **{name: version(name) for name in ("jax", "jaxlib", "numpy", "pillow")},
+            "python": platform.python_version(),
+            "device": jax.default_backend(),
+        }
 
 
 def queries(number: int) -> str:

@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
-from rmacjax.cli.effects import SearchOptions, idle_here, refuse_idle
+from rmacjax.cli.effects import PUBLISHED_EXPANSION, SearchOptions, idle_here, refuse_idle
 from rmacjax.cli.terminal import (
+    ExpandCount,
     FirstStageName,
     JsonFile,
     LeastScore,
@@ -38,7 +39,7 @@ def search(
     box: PeoplesBox = None,
     top: Annotated[int, arg(metavar="N")] = 20,
     rerank: RerankDepth = 1000,
-    expand: Annotated[int, arg(metavar="N")] = 5,
+    expand: ExpandCount = None,
     fusion: Annotated[float, arg(metavar="SHARE")] = 0.0,
     first_stage: FirstStageName = "descriptor",
     expand_alpha: Annotated[float | None, arg(metavar="POWER", help_behavior_hint="")] = None,
@@ -91,7 +92,7 @@ def search(
     asked = box_px(box)
     how = SearchOptions(
         rerank=rerank,
-        expand=expand,
+        expand=PUBLISHED_EXPANSION if expand is None else expand,
         fusion=fusion,
         first_stage=first_stage,
         expand_alpha=expand_alpha,
@@ -109,7 +110,7 @@ def search(
     if not len(opened):
         raise OSError(f"the collection {collection!r} is empty: rmacjax add {collection} PHOTOS...")
     result = opened.search(query, asked, top=top, instances=instances, min_score=min_score, **how)
-    for sentence in idle_here(result.searched, **how):
+    for sentence in idle_here(result.searched, **how, expansion_asked=expand is not None):
         say(sentence)
     if json != "-":
         _print(result)

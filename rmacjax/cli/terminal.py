@@ -42,6 +42,7 @@ FirstStageName = Annotated[
     tyro.conf.arg(metavar="descriptor|regions|diffusion"),
 ]
 LeastScore = Annotated[float | Literal["auto"] | None, _option("SCORE|auto")]
+ExpandCount = Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="(default: 5)")]
 RerankDepth = Annotated[int | Literal["all"], tyro.conf.arg(metavar="N|all")]
 PeoplesBox = Annotated[
     tuple[int, int, int, int] | None,

@@ -36,7 +36,7 @@ class Trust(NamedTuple):
         stage: one of `STAGES`.
         kind: what a threshold for such scores is stored under, see `rmacjax.results.score_kind`.
         present: (p,) for each query, the best score of a photo that shows its object; `MISSED`
-            where the stage never came to one.
+            where the stage never came to one, or none could be read.
         absent: (a,) for each query, the best score in the collection without those photos.
         curve: hits over false alarms; None where no query has an answer.
         threshold: the least score that counts as found, for the asked share of false alarms.
@@ -66,6 +66,8 @@ def trust(
     Junk and the query's own photo are left out of both collections, the photos that show the object
     out of the second. Nothing is learned from the absent but how high scores get by chance.
     A query whose photo cannot be described misses what is there, and says nothing of what is not.
+    An object that is there, but in no photo of the collection (none of them could be read), is
+    missed too: what cannot be read betters no figure.
 
     Args:
         collection: holds the ground truth's images.
@@ -94,12 +96,15 @@ def trust(
         ignored = {int(i) for i in query.junk} | ({mine} if mine is not None else set())
         answers = {int(i) for i in query.positives} - ignored
         if isinstance(described, str):
-            missed += bool(answers & position.keys())
+            missed += bool(answers)
             continue
         for hidden, best in ((ignored, present), (ignored | answers, absent)):
             rest = Without(gallery, [position[i] for i in hidden if i in position])
             wanted = np.asarray([number in answers for number in numbers[rest.kept]], bool)
-            if not len(rest.kept) or (best is present and not wanted.any()):
+            if best is present and not wanted.any():
+                missed += bool(answers)
+                continue
+            if not len(rest.kept):
                 continue
             found = searched_in(collection, described, rest, way, len(rest.kept))
             for stage, order in zip(STAGES, stages_of(found, way), strict=True):
@@ -117,14 +122,12 @@ def trust(
             f"without their answers no photo of {truth.name} is left to search: scores of what is "
             "not there cannot be had"
         )
-    for scores in present.values():
-        scores += [MISSED] * missed
-    kinds = zip(STAGES, way.kinds(collection.settings), strict=True)
-    return [
-        _trust(stage, kind, np.asarray(present.get(stage, [])), np.asarray(absent[stage]), allowed)
-        for stage, kind in kinds
-        if stage in absent
-    ]
+    trusted = []
+    for stage, kind in zip(STAGES, way.kinds(collection.settings), strict=True):
+        if stage in absent:
+            there = np.asarray(present.get(stage, []) + [MISSED] * missed)
+            trusted.append(_trust(stage, kind, there, np.asarray(absent[stage]), allowed))
+    return trusted
 
 
 def _trust(stage: str, kind: str, present: np.ndarray, absent: np.ndarray, allowed: float) -> Trust:

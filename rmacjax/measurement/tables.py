@@ -1,5 +1,6 @@
 """Tables: every stage of every way, scored over the queries."""
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -58,7 +59,8 @@ class Row(NamedTuple):
         name: what it is called.
         scores: by name: "mAP" and "first place", or those of the revisited protocol, "mAP E" to
             "mP@10 H".
-        overlap: mean intersection over union of the boxes with the true ones; nan without any.
+        overlap: mean intersection over union of the boxes with the true ones, in all photos but
+            the query's own; nan without any.
         boxes: how many true boxes that was measured on.
     """
 
@@ -194,14 +196,18 @@ def _precisions(
 def _overlaps(
     found: Retrieved, gallery: StoredGallery, numbers: Int[np.ndarray, " n"], query: Query
 ) -> list[float]:
-    """How well the boxes lie on the true ones, for one query's photos whose true box is known."""
+    """How well the boxes lie on the true ones, for one query's photos whose true box is known.
+
+    The query's own photo is left out: to find in it what was cut from it is no find.
+    """
     if not found.boxes:
         return []
     position = {int(number): i for i, number in enumerate(numbers)}
+    own = os.path.abspath(query.path)
     overlaps = []
     for number, true in query.boxes.items():
         index = position.get(number)
-        if index is None or index not in found.boxes:
+        if index is None or index not in found.boxes or gallery.snapshot.paths[index] == own:
             continue
         size = gallery.snapshot.sizes_px[index].tolist()
         boxes = boxes_in_pixels(found, index, gallery.map_sizes[index].tolist(), size)
