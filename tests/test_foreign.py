@@ -116,6 +116,45 @@ def test_arrays_are_as_large_as_their_bytes():
         run(b"cnumpy\nndarray\n(K\x01tR.", names)
 
 
+def test_what_was_written_once_is_not_made_a_thousand_times():
+    """A text that is encoded again and again, an array that is built so, a list of arguments."""
+    names = array_names(lambda array: array, texts=True)
+    text = b"X" + struct.pack("<I", 1 << 20) + b"a" * (1 << 20)
+    start = b"\x80\x02]c_codecs\nencode\nq\x00" + text + b"X\x06\0\0\0latin1\x86q\x0100"
+    assert [len(made) for made in run(start + b"(" + 3 * b"h\x00h\x01R" + b"e.", names)] == (
+        3 * [1 << 20]
+    )
+    with pytest.raises(Refusal, match="makes far more than was written"):
+        run(start + b"(" + 20 * b"h\x00h\x01R" + b"e.", names)
+    array = b"cnumpy.core.multiarray\n_reconstruct\nq\x00(cnumpy\nndarray\nK\0\x85U\x01btq\x01"
+    kind = b"cnumpy\ndtype\n(U\x02u1K\0K\x01tR"
+    state = b"(K\x01J\0\0\x10\0\x85" + kind + b"\x89" + text + b"tq\x02"
+    again = b"h\x00h\x01Rh\x02b"
+    made = run(b"\x80\x02" + array + state + b"000](" + 3 * again + b"e.", names)
+    assert [item.shape for item in made] == 3 * [(1 << 20,)]
+    with pytest.raises(Refusal, match="makes far more than was written"):
+        run(b"\x80\x02" + array + state + b"000](" + 20 * again + b"e.", names)
+    many = b"]q\x00(" + 900 * b"K\x01" + b"e\x85q\x010](" + 40 * b"ca\nb\nh\x01R" + b"e."
+    taken = {"a.b": Constructor(len)}
+    assert run(many, taken, most_instructions=50_000) == 40 * [900]
+    with pytest.raises(Refusal, match="more than 20000 instructions"):
+        run(many, taken, most_instructions=20_000)
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_what_honest_pickles_hold_is_not_too_much(monkeypatch, protocol):
+    """Bytes that were written once are given to one or two constructors, in any protocol."""
+    monkeypatch.setattr("rmacjax.foreign.pickles._SPARE_BYTES", 0)
+    rng = np.random.default_rng(0)
+    value = [rng.bytes(5000), rng.random((30, 100)), np.asarray(3000 * [None], object)]
+    value += [rng.random(3) for _ in range(100)] + [np.float32(i) for i in range(100)]
+    names = array_names(lambda array: array, texts=True)
+    found = run(pickle.dumps(value, protocol), names, most_instructions=100_000)
+    assert found[0] == value[0]
+    for theirs, ours in zip(value[1:], found[1:], strict=True):
+        np.testing.assert_array_equal(theirs, ours)
+
+
 @given(st.one_of(st.lists(st.integers(-2, 2**63), max_size=10), st.integers(), st.just((True,))))
 def test_shapes(value):
     good = isinstance(value, list) and len(value) <= 8 and all(0 <= n < 2**62 for n in value)
