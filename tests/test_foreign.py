@@ -4,6 +4,7 @@ import io
 import pickle
 import pickletools
 import struct
+import tracemalloc
 import zlib
 
 import numpy as np
@@ -169,9 +170,13 @@ def mat(tmp_path, variables, compressed=False):
     return (tmp_path / "x.mat").read_bytes()
 
 
-def read(content, most_bytes=1 << 20, deepest=8, wanted=None):
+def read(content, most_bytes=1 << 20, deepest=8, most_values=1 << 20, wanted=None):
     return read_variables(
-        memoryview(content), most_bytes=most_bytes, deepest=deepest, wanted=wanted
+        memoryview(content),
+        most_bytes=most_bytes,
+        deepest=deepest,
+        most_values=most_values,
+        wanted=wanted,
     )
 
 
@@ -215,6 +220,53 @@ def test_how_deep_cells_may_lie_in_each_other(tmp_path):
     assert read(content, deepest=4) == {"x": [[[["inside"]]]]}
     with pytest.raises(Damage, match="nested too deeply"):
         read(content, deepest=3)
+
+
+def test_values_are_counted_before_they_are_made(tmp_path):
+    """Each takes hundreds of bytes, but eight in the file if empty, and hardly one deflated."""
+
+    def cells(count, kind=1, fields=b""):
+        def element(kind, data):
+            return struct.pack("<II", kind, len(data)) + data + b"\0" * (-len(data) % 8)
+
+        head = element(6, struct.pack("<II", kind, 0)) + element(5, struct.pack("<ii", count, 1))
+        inside = element(14, head + element(1, b"x") + fields + struct.pack("<II", 14, 0) * count)
+        packed = zlib.compress(inside, 9)
+        start = b"MATLAB 5.0 MAT-file".ljust(124) + struct.pack("<H", 0x100) + b"IM"
+        return start + struct.pack("<II", 15, len(packed)) + packed
+
+    assert len(read(cells(1000), most_values=1000)["x"]) == 1000
+    with pytest.raises(Damage, match="holds more than 999 values"):
+        read(cells(1000), most_values=999)
+    content = cells(100_000)
+    with pytest.raises(Damage, match=f"holds more than {len(content) + 65536} values"):
+        read(content)
+    # Names of fields count as well, of one letter each; and so do cells within cells.
+    names = struct.pack("<II", 1 << 2 | 1, 4) + struct.pack("<i", 1) + b"\0" * 4
+    names += struct.pack("<II", 1, 100_000) + b"a" * 100_000
+    with pytest.raises(Damage, match=r"holds more than \d+ values"):
+        read(cells(0, kind=2, fields=names))
+    cell = np.empty((1, 2), object)
+    cell[:] = [["a", "b"]]
+    nested = np.empty((1, 2), object)
+    nested[0, 0], nested[0, 1] = cell, {"a": 1.0}
+    assert read(mat(tmp_path, {"x": nested}), most_values=6)["x"][0] == ["a", "b"]
+    with pytest.raises(Damage, match="holds more than 5 values"):
+        read(mat(tmp_path, {"x": nested}), most_values=5)
+
+
+def test_an_array_of_a_million_axes_is_not_looked_through():
+    axes = struct.pack("<II", 5, 4_000_000) + b"\1\0\0\0" * 1_000_000
+    inside = struct.pack("<IIII", 6, 8, 1, 0) + axes + struct.pack("<II", 1, 0)
+    content = b"MATLAB 5.0 MAT-file".ljust(124) + struct.pack("<H", 0x100) + b"IM"
+    content += struct.pack("<II", 14, len(inside)) + inside
+    tracemalloc.start()
+    try:
+        with pytest.raises(Damage, match="an array has no shape"):
+            read(content)
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("order", ["<", ">"])
