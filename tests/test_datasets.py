@@ -253,11 +253,48 @@ def test_a_query_that_finds_itself_proves_nothing(tmp_path):
     assert [query.junk.tolist() for query in queries] == [[0], [], [0, 1]]
 
 
+@pytest.mark.parametrize("absolute_folder", [True, False])
+@pytest.mark.parametrize("kind", ["json", "csv"])
+@pytest.mark.parametrize("typed", ["a.png", "deep/../a.png", "{}/a.png"])
+def test_however_a_folder_and_a_photo_are_typed(
+    tmp_path, monkeypatch, absolute_folder, kind, typed
+):
+    own(tmp_path)
+    typed = typed.format(tmp_path)
+    if kind == "json":
+        content = {"images": ["a.png", "b.png"]}
+        content["queries"] = [{"image": typed, "positives": ["b.png"]}]
+        (tmp_path / "ground_truth.json").write_text(json.dumps(content))
+    else:
+        (tmp_path / "ground_truth.csv").write_text(f"query,positives\n{typed},b.png\n")
+    monkeypatch.chdir(tmp_path.parent)
+    truth = read_ground_truth(tmp_path if absolute_folder else tmp_path.name)
+    assert truth.queries[0].junk.tolist() == [0]
+
+
 @pytest.mark.parametrize(
     ("change", "error", "sentence"),
     [
         ({"images": None}, ValueError, "'images' should be a list"),
         ({"images": ["a.png", "a.png"]}, ValueError, r"lists the image a\.png twice"),
+        ({"images": ["a.png", "./a.png"]}, ValueError, r"lists the image \./a\.png twice"),
+        (
+            {"queries": [{"image": "query.png", "positives": ["b.png"], "junk": ["b.png"]}]},
+            ValueError,
+            r"ground_truth\.json, query 0, query: .*/b\.png is both positive and junk",
+        ),
+        *(
+            (
+                {"queries": [{"image": "query.png", "positives": [], "box": box}]},
+                ValueError,
+                "query 0: a box is four numbers .*not " + said,
+            )
+            for box, said in (
+                ([0, 0, 10**400, 5], r"\[0, 0, a number of many digits, 5\]\."),
+                ("1234", "'1234'"),
+                ({"1": 0, "2": 0, "3": 0, "4": 0}, "a dict of length 4"),
+            )
+        ),
         ({"images": ["a.png", "x.png"]}, FileNotFoundError, r"1 of 2 images .*/x\.png"),
         ({"queries": [{}]}, ValueError, "query 0 has no 'image'"),
         ({"queries": [5]}, ValueError, "query 0 has no 'image'"),
@@ -367,6 +404,11 @@ def test_a_table_with_names_and_what_is_hard(tmp_path):
         ("query,positives\na.png,x.png\n", ValueError, r"line 2: x\.png is not among"),
         ("query,positives\na.png,queries/q.png\n", ValueError, "is not among"),
         ("query,positives,hard\na.png,,b.png\n", ValueError, "hard should be among"),
+        (
+            "query,positives,junk\na.png,b.png,b.png\n",
+            ValueError,
+            r"line 2, a: .*b\.png is both positive and junk",
+        ),
         (
             "query,left,top,right,bottom,positives\na.png,1,2,3,,b.png\n",
             ValueError,

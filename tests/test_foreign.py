@@ -4,6 +4,7 @@ import io
 import pickle
 import pickletools
 import struct
+import tracemalloc
 import zlib
 
 import numpy as np
@@ -116,6 +117,45 @@ def test_arrays_are_as_large_as_their_bytes():
         run(b"cnumpy\nndarray\n(K\x01tR.", names)
 
 
+def test_what_was_written_once_is_not_made_a_thousand_times():
+    """A text that is encoded again and again, an array that is built so, a list of arguments."""
+    names = array_names(lambda array: array, texts=True)
+    text = b"X" + struct.pack("<I", 1 << 20) + b"a" * (1 << 20)
+    start = b"\x80\x02]c_codecs\nencode\nq\x00" + text + b"X\x06\0\0\0latin1\x86q\x0100"
+    assert [len(made) for made in run(start + b"(" + 3 * b"h\x00h\x01R" + b"e.", names)] == (
+        3 * [1 << 20]
+    )
+    with pytest.raises(Refusal, match="makes far more than was written"):
+        run(start + b"(" + 20 * b"h\x00h\x01R" + b"e.", names)
+    array = b"cnumpy.core.multiarray\n_reconstruct\nq\x00(cnumpy\nndarray\nK\0\x85U\x01btq\x01"
+    kind = b"cnumpy\ndtype\n(U\x02u1K\0K\x01tR"
+    state = b"(K\x01J\0\0\x10\0\x85" + kind + b"\x89" + text + b"tq\x02"
+    again = b"h\x00h\x01Rh\x02b"
+    made = run(b"\x80\x02" + array + state + b"000](" + 3 * again + b"e.", names)
+    assert [item.shape for item in made] == 3 * [(1 << 20,)]
+    with pytest.raises(Refusal, match="makes far more than was written"):
+        run(b"\x80\x02" + array + state + b"000](" + 20 * again + b"e.", names)
+    many = b"]q\x00(" + 900 * b"K\x01" + b"e\x85q\x010](" + 40 * b"ca\nb\nh\x01R" + b"e."
+    taken = {"a.b": Constructor(len)}
+    assert run(many, taken, most_instructions=50_000) == 40 * [900]
+    with pytest.raises(Refusal, match="more than 20000 instructions"):
+        run(many, taken, most_instructions=20_000)
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_what_honest_pickles_hold_is_not_too_much(monkeypatch, protocol):
+    """Bytes that were written once are given to one or two constructors, in any protocol."""
+    monkeypatch.setattr("rmacjax.foreign.pickles._SPARE_BYTES", 0)
+    rng = np.random.default_rng(0)
+    value = [rng.bytes(5000), rng.random((30, 100)), np.asarray(3000 * [None], object)]
+    value += [rng.random(3) for _ in range(100)] + [np.float32(i) for i in range(100)]
+    names = array_names(lambda array: array, texts=True)
+    found = run(pickle.dumps(value, protocol), names, most_instructions=100_000)
+    assert found[0] == value[0]
+    for theirs, ours in zip(value[1:], found[1:], strict=True):
+        np.testing.assert_array_equal(theirs, ours)
+
+
 @given(st.one_of(st.lists(st.integers(-2, 2**63), max_size=10), st.integers(), st.just((True,))))
 def test_shapes(value):
     good = isinstance(value, list) and len(value) <= 8 and all(0 <= n < 2**62 for n in value)
@@ -130,9 +170,13 @@ def mat(tmp_path, variables, compressed=False):
     return (tmp_path / "x.mat").read_bytes()
 
 
-def read(content, most_bytes=1 << 20, deepest=8, wanted=None):
+def read(content, most_bytes=1 << 20, deepest=8, most_values=1 << 20, wanted=None):
     return read_variables(
-        memoryview(content), most_bytes=most_bytes, deepest=deepest, wanted=wanted
+        memoryview(content),
+        most_bytes=most_bytes,
+        deepest=deepest,
+        most_values=most_values,
+        wanted=wanted,
     )
 
 
@@ -176,6 +220,53 @@ def test_how_deep_cells_may_lie_in_each_other(tmp_path):
     assert read(content, deepest=4) == {"x": [[[["inside"]]]]}
     with pytest.raises(Damage, match="nested too deeply"):
         read(content, deepest=3)
+
+
+def test_values_are_counted_before_they_are_made(tmp_path):
+    """Each takes hundreds of bytes, but eight in the file if empty, and hardly one deflated."""
+
+    def cells(count, kind=1, fields=b""):
+        def element(kind, data):
+            return struct.pack("<II", kind, len(data)) + data + b"\0" * (-len(data) % 8)
+
+        head = element(6, struct.pack("<II", kind, 0)) + element(5, struct.pack("<ii", count, 1))
+        inside = element(14, head + element(1, b"x") + fields + struct.pack("<II", 14, 0) * count)
+        packed = zlib.compress(inside, 9)
+        start = b"MATLAB 5.0 MAT-file".ljust(124) + struct.pack("<H", 0x100) + b"IM"
+        return start + struct.pack("<II", 15, len(packed)) + packed
+
+    assert len(read(cells(1000), most_values=1000)["x"]) == 1000
+    with pytest.raises(Damage, match="holds more than 999 values"):
+        read(cells(1000), most_values=999)
+    content = cells(100_000)
+    with pytest.raises(Damage, match=f"holds more than {len(content) + 65536} values"):
+        read(content)
+    # Names of fields count as well, of one letter each; and so do cells within cells.
+    names = struct.pack("<II", 1 << 2 | 1, 4) + struct.pack("<i", 1) + b"\0" * 4
+    names += struct.pack("<II", 1, 100_000) + b"a" * 100_000
+    with pytest.raises(Damage, match=r"holds more than \d+ values"):
+        read(cells(0, kind=2, fields=names))
+    cell = np.empty((1, 2), object)
+    cell[:] = [["a", "b"]]
+    nested = np.empty((1, 2), object)
+    nested[0, 0], nested[0, 1] = cell, {"a": 1.0}
+    assert read(mat(tmp_path, {"x": nested}), most_values=6)["x"][0] == ["a", "b"]
+    with pytest.raises(Damage, match="holds more than 5 values"):
+        read(mat(tmp_path, {"x": nested}), most_values=5)
+
+
+def test_an_array_of_a_million_axes_is_not_looked_through():
+    axes = struct.pack("<II", 5, 4_000_000) + b"\1\0\0\0" * 1_000_000
+    inside = struct.pack("<IIII", 6, 8, 1, 0) + axes + struct.pack("<II", 1, 0)
+    content = b"MATLAB 5.0 MAT-file".ljust(124) + struct.pack("<H", 0x100) + b"IM"
+    content += struct.pack("<II", 14, len(inside)) + inside
+    tracemalloc.start()
+    try:
+        with pytest.raises(Damage, match="an array has no shape"):
+            read(content)
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("order", ["<", ">"])

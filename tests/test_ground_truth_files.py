@@ -348,6 +348,10 @@ def test_matlab_files_that_lie(tmp_path):
         ({"gnd": [{"ok": [[1], [1, 0]]}]}, "should be a list of numbers"),
         ({"gnd": [{"ok": [0], "bbx": [1, 2, 3]}]}, "a box is four numbers"),
         ({"gnd": [{"ok": [0], "bbx": [1, 2, 3, "x"]}]}, "a box is four numbers"),
+        ({"gnd": [{"ok": [0], "bbx": "1234"}]}, "a box is four numbers .* not '1234'"),
+        ({"gnd": [{"ok": [0], "bbx": [0, 0, 10**400, 5]}]}, "not .*a number of many digits"),
+        ({"gnd": [{"ok": [10**400]}]}, "0 to 1, not a number of many digits"),
+        ({"imlist": ["/" * 10**6, "b"]}, "'/{100}'\\.\\.\\. is no name of a photo"),
         ({"gnd": "x"}, "'gnd' should be a list"),
     ],
 )
@@ -360,6 +364,23 @@ def test_contents_that_are_no_ground_truth(tmp_path, change, sentence):
     for suffix in (".json", ".pkl"):
         with pytest.raises(ValueError, match=rf"gnd_x\{suffix}.*{sentence}"):
             parse_indexed(tmp_path / f"gnd_x{suffix}")
+
+
+def test_what_is_wrong_is_quoted_in_few_characters(tmp_path):
+    """Tuples that lie in each other twice, 60 deep, take more letters than there is memory."""
+    deep = ("x", "y")
+    for _ in range(60):
+        deep = (deep, deep)
+    content = {"imlist": ["a", "b"], "qimlist": ["a"], "gnd": [{"ok": [1], "bbx": deep}]}
+    (tmp_path / "gnd_x.pkl").write_bytes(pickle.dumps(content))
+    with pytest.raises(ValueError, match=r"not \[a tuple of length 2, a tuple of") as caught:
+        parse_indexed(tmp_path / "gnd_x.pkl")
+    assert len(str(caught.value)) < 300
+    # An integer of more digits than Python says.
+    content["gnd"] = [{"ok": [10**5000]}]
+    (tmp_path / "gnd_x.pkl").write_bytes(pickle.dumps(content))
+    with pytest.raises(ValueError, match="not a number of many digits"):
+        parse_indexed(tmp_path / "gnd_x.pkl")
 
 
 def test_queries_of_one_photo_have_names_of_their_own(tmp_path):

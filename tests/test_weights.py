@@ -438,6 +438,22 @@ def test_pairs_that_make_a_dictionary_are_read(tmp_path):
         pickles.read_pickle(io.BytesIO(ordered.replace(b"K\x01e", b"K\x01K\x01e")), {})
 
 
+def test_a_list_of_pairs_is_not_made_a_dictionary_again_and_again(tmp_path):
+    pairs = b"".join(b"M" + key.to_bytes(2, "little") + b"N\x86" for key in range(20_000))
+    start = b"\x80\x02ccollections\nOrderedDict\nq\x00](" + pairs + b"e\x85q\x0100]("
+    path = tmp_path / "bad.pth"
+    for times, sentence in ((2, "no tensor at all"), (60, "makes far more than was written")):
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("archive/data.pkl", start + b"h\x00h\x01R" * times + b"e.")
+        with pytest.raises(ValueError, match=rf"bad.pth .*{sentence}"):
+            convert(path)
+    sizes = b"\x80\x02ctorch\nSize\nX\x03\0\0\0abc\x85R."
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", sizes)
+    with pytest.raises(ValueError, match="a size that makes no sense"):
+        convert(path)
+
+
 def test_storages_keys_and_counts_are_never_hashed_or_written(tmp_path):
     path = tmp_path / "bad.pth"
     parts = [pickle.dumps(part, 2) for part in (0x1950A86A20F9469CFC6C, 1001, {}, {})]

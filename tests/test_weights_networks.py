@@ -785,6 +785,10 @@ def test_other_pools(file, pooling):
     assert converted.params.network.gem_p == 3.0
 
 
+def _rows(saved, projection):
+    saved["meta"]["Lw"]["a"]["ss"]["P"] = projection
+
+
 def _squashed(saved):
     torch.manual_seed(0)
     weight = torch.randn(64, 256)
@@ -812,6 +816,20 @@ def _squashed(saved):
             "no mean before whiten.weight can stand for",
         ),
         (_squashed, "no mean before whiten.weight can stand for"),
+        # A few bytes that say they are many rows, or many numbers.
+        (lambda s: _rows(s, torch.ones(1).expand(40_000_000, 256)), "40000000 rows in a's P, over"),
+        (lambda s: _rows(s, torch.ones(1).expand(60_000, 256)), "fewer numbers than its shape"),
+        (lambda s: _rows(s, torch.ones(60_000, 1).expand(-1, 256)), "fewer numbers than its shape"),
+        (
+            lambda s: s["state_dict"].update(
+                {"whiten.weight": torch.ones(1).expand(65_537, 256), "whiten.bias": torch.ones(1)}
+            ),
+            "65537 rows in whiten.weight, over 65536",
+        ),
+        (
+            lambda s: s["state_dict"].update({"pool.p": torch.ones(1).expand(1 << 40)}),
+            "fewer numbers than its shape",
+        ),
         (lambda s: s["meta"]["Lw"].update(a=3), "no whitening a learned on single scales"),
         (lambda s: s["meta"]["Lw"]["a"].update(ss={"P": np.ones((2, 256))}), "no mean of 256"),
         (lambda s: s["meta"]["Lw"]["a"]["ss"].update(P=np.full((2, 256), np.nan)), "finite"),

@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from jaxtyping import Int
 
+from rmacjax.foreign.pickles import LONGEST_QUOTE
 from rmacjax.preprocessing import read_size
 
 __all__ = [
@@ -21,10 +22,12 @@ __all__ = [
     "Query",
     "add_distractors",
     "box_from_ltrb",
+    "check_apart",
     "check_present",
     "four_numbers",
     "look_up",
     "names_at",
+    "quoted",
     "read_json",
     "value_at",
     "without_answers",
@@ -175,8 +178,8 @@ def look_up(names: Sequence[str], index: Mapping[str, int], where: str) -> Int[n
     unknown = [name for name in names if name not in index]
     if unknown:
         raise ValueError(
-            f"{where}: {unknown[0]} is not among the collection's {len(index)} images "
-            f"({len(unknown)} of {len(names)} names are not)."
+            f"{where}: {unknown[0][:LONGEST_QUOTE]} is not among the collection's "
+            f"{len(index)} images ({len(unknown)} of {len(names)} names are not)."
         )
     return np.array([*dict.fromkeys(index[name] for name in names)], np.int64)
 
@@ -189,6 +192,36 @@ def check_present(paths: Sequence[str], file: FileName) -> None:
             f"{len(missing)} of {len(paths)} images that {file} names are missing, the first is "
             f"{missing[0]}."
         )
+
+
+def check_apart(query: Query, paths: Sequence[str], where: str) -> None:
+    """Raise ValueError if an image is among both a query's positives and its junk."""
+    both = np.intersect1d(query.positives, query.junk)
+    if both.size:
+        raise ValueError(
+            f"{where}, {query.name[:LONGEST_QUOTE]}: {paths[both[0]]} is both positive and junk; "
+            "name it in one list alone."
+        )
+
+
+def quoted(value: object) -> str:
+    """Say a value of a file again, in few characters: it may be huge, or hold itself."""
+    if isinstance(value, str | bytes):
+        whole = len(value) <= LONGEST_QUOTE
+        return repr(value) if whole else f"{value[:LONGEST_QUOTE]!r}..."
+    if isinstance(value, int) and value.bit_length() > LONGEST_QUOTE:
+        return "a number of many digits"
+    if value is None or isinstance(value, bool | int | float | np.number):
+        return str(value)
+    if isinstance(value, list | tuple) and len(value) <= 8:
+        inside = (quoted(v) if isinstance(v, str | int | float) else _kind(v) for v in value)
+        return f"[{', '.join(inside)}]"
+    return _kind(value)
+
+
+def _kind(value: object) -> str:
+    length = f" of length {len(value)}" if isinstance(value, list | tuple | dict) else ""
+    return f"a {type(value).__name__}{length}"
 
 
 def read_json(file: Path, kind: type) -> Any:
@@ -223,12 +256,14 @@ def names_at(entry: Any, key: str, where: str) -> list[str]:
 
 def four_numbers(values: Any, where: str) -> tuple[float, float, float, float]:
     """Return the four finite numbers of a box; ValueError if they aren't."""
-    try:
-        left, top, right, bottom = (float(value) for value in values)
-    except (TypeError, ValueError):
-        left = top = right = bottom = math.nan
+    left = top = right = bottom = math.nan
+    if isinstance(values, list | tuple | np.ndarray) and len(values) == 4:
+        try:
+            left, top, right, bottom = (float(value) for value in values)
+        except (TypeError, ValueError, OverflowError):
+            left = math.nan
     if not all(math.isfinite(edge) for edge in (left, top, right, bottom)):
         raise ValueError(
-            f"{where}: a box is four numbers (left, top, right, bottom), not {values!r}."
+            f"{where}: a box is four numbers (left, top, right, bottom), not {quoted(values)}."
         )
     return left, top, right, bottom

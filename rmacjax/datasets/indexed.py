@@ -23,6 +23,7 @@ from rmacjax.datasets.ground_truth import (
     GroundTruth,
     Protocol,
     four_numbers,
+    quoted,
     read_json,
     value_at,
 )
@@ -151,7 +152,7 @@ def _names(content: Any, key: str, where: str) -> list[str]:
         raise ValueError(f"{where}: {key!r} should be a list of names.")
     for name in names:
         if not name or "\0" in name or name.startswith(("/", "\\")) or ".." in Path(name).parts:
-            raise ValueError(f"{where}: {name!r} is no name of a photo in its folder.")
+            raise ValueError(f"{where}: {quoted(name)} is no name of a photo in its folder.")
     return list(names)
 
 
@@ -163,7 +164,8 @@ def _numbers(values: Any, count: int, base: int, where: str) -> list[int]:
     strange = [value for value in flat if value not in range(base, count + base)]
     if strange:
         raise ValueError(
-            f"{where} should be numbers of photos, {base} to {count - 1 + base}, not {strange[0]}."
+            f"{where} should be numbers of photos, {base} to {count - 1 + base}, not "
+            f"{quoted(strange[0])}."
         )
     return [*dict.fromkeys(int(value) - base for value in flat)]
 

@@ -16,6 +16,9 @@ _LARGEST = 1 << 28
 
 _DEEPEST = 8
 
+_MOST_VALUES = 1 << 21
+"""Names and lists in cells and structures, all together; a million images have half as many."""
+
 
 def read_mat(path: Path) -> dict[str, Any]:
     """Read the variables of a MATLAB file.
@@ -38,7 +41,9 @@ def read_mat(path: Path) -> dict[str, Any]:
     if b"HDF" in bytes(content[:8]) or b"MATLAB 7.3" in bytes(content[:16]):
         raise ValueError(f"{path} is a MATLAB file of version 7.3; save it with -v7 in MATLAB.")
     try:
-        found = read_variables(content, most_bytes=_LARGEST, deepest=_DEEPEST)
+        found = read_variables(
+            content, most_bytes=_LARGEST, deepest=_DEEPEST, most_values=_MOST_VALUES
+        )
         return {name: _with_numbers(value) for name, value in found.items()}
     except Damage as error:
         raise ValueError(f"{path} {error}; copy or download it again.") from error

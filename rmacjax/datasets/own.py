@@ -30,10 +30,12 @@ from rmacjax.datasets.ground_truth import (
     GroundTruth,
     Query,
     box_from_ltrb,
+    check_apart,
     check_present,
     four_numbers,
     look_up,
     names_at,
+    quoted,
     read_json,
     value_at,
 )
@@ -62,20 +64,21 @@ def read_own(path: FileName) -> GroundTruth:
     file = Path(path)
     content = read_json(file, dict)
     names = names_at(content, "images", str(file))
-    index = {name: i for i, name in enumerate(names)}
-    if len(index) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"{file} lists the image {twice} twice; name each image once.")
     paths = [str(file.parent / name) for name in names]
+    index: dict[str, int] = {}
+    places: dict[str, int] = {}  # a file has one absolute path, however it is named
+    for i, (name, path) in enumerate(zip(names, paths, strict=True)):
+        if places.setdefault(os.path.abspath(path), i) != i:
+            raise ValueError(f"{file} lists the image {name} twice; name each image once.")
+        index[name] = i
     check_present(paths, file)
-    places = {os.path.normpath(path): i for i, path in enumerate(paths)}
     queries = [
         _without_itself(_read_query(entry, f"{file}, query {number}", file, paths, index), places)
         for number, entry in enumerate(value_at(content, "queries", list, str(file)))
     ]
     protocol = content.get("protocol", "classic")
     if protocol not in ("classic", "revisited"):
-        raise ValueError(f"{file}: 'protocol' is 'classic' or 'revisited', not {protocol!r}.")
+        raise ValueError(f"{file}: 'protocol' is 'classic' or 'revisited', not {quoted(protocol)}.")
     name = str(content.get("name", file.parent.resolve().name))
     return GroundTruth(name, paths, queries, protocol)
 
@@ -157,20 +160,15 @@ def _read_query(
     if not set(hard.tolist()) <= set(positives.tolist()):
         raise ValueError(f"{where}: what is 'hard' should be among the 'positives'.")
     junk = look_up(names_at({"junk": []} | entry, "junk", where), index, where)
-    return Query(
-        image,
-        box,
-        positives,
-        junk,
-        boxes,
-        str(entry.get("name", Path(image).stem)),
-        hard if hard.size else NONE,
-    )
+    called = str(entry.get("name", Path(image).stem))
+    query = Query(image, box, positives, junk, boxes, called, hard if hard.size else NONE)
+    check_apart(query, paths, where)
+    return query
 
 
 def _without_itself(query: Query, places: dict[str, int]) -> Query:
     """Make junk of a query's own image, where it is in the collection and neither list has it."""
-    own = places.get(os.path.normpath(query.path))
+    own = places.get(os.path.abspath(query.path))
     if own is None or own in query.positives or own in query.junk:
         return query
     return query._replace(junk=np.append(query.junk, own))

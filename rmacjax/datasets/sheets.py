@@ -17,6 +17,7 @@ find it again proves nothing.
 """
 
 import csv
+import os
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,7 @@ from rmacjax.datasets.ground_truth import (
     Protocol,
     Query,
     box_from_ltrb,
+    check_apart,
     check_present,
     four_numbers,
     look_up,
@@ -71,7 +73,15 @@ def read_csv(path: FileName) -> GroundTruth:
     apart = folder / "queries"
     paths = [found for found in find_images(folder).files if apart not in Path(found).parents]
     index = {Path(found).relative_to(folder).as_posix(): i for i, found in enumerate(paths)}
-    queries = [_read_row(row, f"{file}, line {line}", file, index) for line, row in rows]
+    places = {os.path.abspath(found): i for i, found in enumerate(paths)}
+    queries = []
+    for line, row in rows:
+        query = _read_row(row, f"{file}, line {line}", file, index)
+        check_apart(query, paths, f"{file}, line {line}")
+        own = places.get(os.path.abspath(query.path))
+        if own is not None and own not in query.positives and own not in query.junk:
+            query = query._replace(junk=np.append(query.junk, own))
+        queries.append(query)
     protocol: Protocol = "revisited" if "hard" in columns else "classic"
     return GroundTruth(folder.resolve().name, paths, queries, protocol)
 
@@ -106,9 +116,6 @@ def _read_row(row: dict[str, str], where: str, file: Path, index: dict[str, int]
     )
     if not set(hard.tolist()) <= set(positives.tolist()):
         raise ValueError(f"{where}: what is hard should be among the positives.")
-    own = index.get(Path(name).as_posix())
-    if own is not None and own not in positives and own not in junk:
-        junk = np.append(junk, own)
     called = row.get("name", "").strip() or Path(name).stem
     return Query(image, box, positives, junk, {}, called, hard)
 

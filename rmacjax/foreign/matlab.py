@@ -14,7 +14,6 @@ import struct
 import zlib
 from collections.abc import Collection
 from functools import partial
-from typing import NamedTuple
 
 import numpy as np
 
@@ -32,6 +31,8 @@ _DTYPES = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8
 _CODINGS = {1: "latin-1", 2: "latin-1", 4: "utf-16", 16: "utf-8", 17: "utf-16", 18: "utf-32"}
 _COMPLEX = 0x0800
 _MOST_NUMBERS = 1 << 48
+_SPARE_VALUES = 1 << 16
+_MOST_AXES = 8
 
 
 def read_variables(
@@ -39,6 +40,7 @@ def read_variables(
     *,
     most_bytes: int,
     deepest: int,
+    most_values: int,
     wanted: Collection[str] | None = None,
 ) -> dict[str, object]:
     """Read the variables of a MATLAB file.
@@ -47,6 +49,8 @@ def read_variables(
         content: all of the file.
         most_bytes: what is deflated may come to so many bytes, all of it together.
         deepest: cells and structures may lie in each other so often.
+        most_values: so many values may lie in all of them together. Neither may there be more than
+            the file has bytes, beside 65,536: an empty one takes eight, but hardly one deflated.
         wanted: names of variables, others are passed over; None: all.
 
     Returns:
@@ -64,7 +68,7 @@ def read_variables(
         raise Refusal("is no MATLAB file of version 5 to 7")
     found: dict[str, object] = {}
     position, room = _HEADER_BYTES, most_bytes
-    reader = _Reader(order, deepest)
+    reader = _Reader(order, deepest, min(most_values, len(content) + _SPARE_VALUES))
     try:
         while position < len(content):
             kind, data, position = reader.element(content, position)
@@ -86,11 +90,18 @@ def read_variables(
     return found
 
 
-class _Reader(NamedTuple):
-    """How to read one file: its byte order, and how deep it may go."""
+class _Reader:
+    """How to read one file: its byte order, how deep it may go, and how many values it may hold."""
 
-    order: str
-    deepest: int
+    def __init__(self, order: str, deepest: int, most_values: int) -> None:
+        self.order, self.deepest, self.most_values = order, deepest, most_values
+        self.room = most_values
+
+    def charge(self, count: int) -> None:
+        """Count what is about to be made: each value takes far more than it has in the file."""
+        self.room -= count
+        if self.room < 0:
+            raise Damage(f"is damaged: it says that it holds more than {self.most_values} values")
 
     def element(self, content: memoryview, position: int) -> tuple[int, memoryview, int]:
         """Take one element: its type, its bytes, and where the next begins."""
@@ -113,6 +124,8 @@ class _Reader(NamedTuple):
         _, flags, position = self.element(data, 0)
         (word,) = struct.unpack_from(f"{self.order}I", flags)
         _, sizes, position = self.element(data, position)
+        if len(sizes) > 4 * _MOST_AXES:
+            raise Damage("is damaged: an array has no shape")
         shape = tuple(np.frombuffer(sizes, f"{self.order}i4").tolist())
         _, letters, position = self.element(data, position)
         return bytes(letters).decode("latin-1"), word, shape, data[position:]
@@ -124,7 +137,7 @@ class _Reader(NamedTuple):
         if depth > self.deepest:
             raise Damage("is damaged: it is nested too deeply")
         _, word, shape, rest = self.head(data)
-        if not 2 <= len(shape) <= 8 or min(shape) < 0:
+        if not 2 <= len(shape) <= _MOST_AXES or min(shape) < 0:
             raise Damage("is damaged: an array has no shape")
         kind = word & 0xFF
         if kind == _CELL:
@@ -141,6 +154,7 @@ class _Reader(NamedTuple):
         """Read so many arrays, one behind the other."""
         if count * 8 > len(data):  # each takes a tag at least
             raise Damage("is damaged: it holds fewer values than it says")
+        self.charge(count)
         found: list[object] = []
         position = 0
         for _ in range(count):
@@ -158,6 +172,7 @@ class _Reader(NamedTuple):
         if width < 1:
             raise Damage("is damaged: it holds fields without names")
         text = bytes(letters)
+        self.charge(-(-len(text) // width))
         fields = [
             text[i : i + width].split(b"\0")[0].decode("latin-1")
             for i in range(0, len(text), width)

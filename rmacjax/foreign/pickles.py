@@ -30,6 +30,12 @@ LONGEST_KEY = 1000
 LONGEST_QUOTE = 100
 """So many characters of a file are said again in a message."""
 
+_MOST_GROWTH = 8
+"""Bytes that constructors may be given for each that was read; an item counts as 8 of them."""
+
+_SPARE_BYTES = 1 << 20
+"""And so many beside."""
+
 _LITERALS = frozenset(
     (
         *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
@@ -114,7 +120,8 @@ def run_pickle(
         stream: an open binary file, or a memory map.
         names: what the pickle may name, `"module.name"` and what stands for it: a `Constructor`
             where it may be called.
-        most_instructions: how many it may have.
+        most_instructions: how many it may have; what constructors are given, and lies in lists
+            that they are given, counts as well.
         persistent: what an object kept outside the pickle stands for; None: there are none.
 
     Returns:
@@ -150,6 +157,15 @@ def _run(
     stack: list[Any] = []
     below: list[list[Any]] = []  # the stacks below each mark
     memo: dict[int, object] = {}
+    start, given, extra = stream.tell(), 0, 0
+
+    def charge(arguments: tuple[object, ...]) -> None:
+        """Count what a constructor is given: what was read once can be given again and again."""
+        nonlocal given, extra
+        letters, items = _size(arguments)
+        given, extra = given + letters + 8 * items, extra + items
+        if given > _MOST_GROWTH * (stream.tell() - start) + _SPARE_BYTES:
+            raise Refusal("holds a pickle that makes far more than was written, which is refused")
 
     def since_mark() -> list[Any]:
         nonlocal stack
@@ -157,7 +173,7 @@ def _run(
         return [_finished(item) for item in items]
 
     for count, (code, argument, _) in enumerate(pickletools.genops(cast(IO[bytes], stream))):
-        if count > most_instructions:
+        if count + extra > most_instructions:
             raise Refusal(f"holds a pickle of more than {most_instructions} instructions")
         name = code.name
         if name in _LITERALS:
@@ -213,10 +229,12 @@ def _run(
             arguments, function = stack.pop(), stack.pop()
             if not isinstance(function, Constructor) or type(arguments) is not tuple:
                 raise Refusal("calls something that is no constructor")
+            charge(arguments)
             stack.append(function.build(*arguments))
         elif name == "BUILD":
             state, target = _finished(stack.pop()), stack[-1]
             if isinstance(target, Unfinished):
+                charge(state if isinstance(state, tuple) else (state,))
                 target.value = target.complete(state)
             elif type(target) is not dict:  # attributes of an ordered dictionary are dropped
                 raise Refusal("sets attributes, which is refused")
@@ -229,6 +247,17 @@ def _run(
         elif name not in ("PROTO", "FRAME"):
             raise Refusal(f"uses the pickle instruction {name}, which is refused")
     raise Damage("holds a damaged pickle")
+
+
+def _size(arguments: tuple[object, ...]) -> tuple[int, int]:
+    """How many letters the texts among arguments have; how many items they and the lists have."""
+    letters, items = 0, len(arguments)
+    for value in arguments:
+        if isinstance(value, str | bytes):
+            letters += len(value)
+        elif isinstance(value, list | tuple | dict):
+            items += len(value)
+    return letters, items
 
 
 def _look_up(names: Mapping[str, object], module: object, attribute: object) -> object:

@@ -11,6 +11,8 @@ from rmacjax.foreign.matlab import read_variables
 START = b"MATLAB 5.0 MAT-file"
 
 _DEEPEST = 16
+# A network's layers have some thousands, its classes' names some ten thousands.
+_MOST_VALUES = 1 << 18
 # Numbers of a network hardly shrink; what grows a hundredfold is no network.
 _MOST_GROWTH = 100
 
@@ -32,7 +34,9 @@ def read_mat(path: Path, wanted: Collection[str]) -> dict[str, object]:
     """
     content = memoryview(path.read_bytes())
     most_bytes = _MOST_GROWTH * len(content)
-    found = read_variables(content, most_bytes=most_bytes, deepest=_DEEPEST, wanted=wanted)
+    found = read_variables(
+        content, most_bytes=most_bytes, deepest=_DEEPEST, most_values=_MOST_VALUES, wanted=wanted
+    )
     return {name: _single(value) for name, value in found.items()}
 
 

@@ -32,6 +32,8 @@ _POOLS = {
 _SCALES = {"single": "ss", "multi": "ms"}
 _SHRUNK = (1.0, 2**-0.5, 0.5)
 _LARGEST_ERROR = 1e-3
+_MOST_ROWS = 1 << 16
+_SHARED = 1 << 16  # so many places may share their numbers, as views do that PyTorch expands
 
 
 class Retrieval(NamedTuple):
@@ -169,6 +171,8 @@ def _matrix(stored: object, shape: tuple[int | None, int], name: str, path: Path
     if not isinstance(stored, Stored) or len(stored.shape) != 2 or stored.shape[1] != columns:
         given = stored.shape if isinstance(stored, Stored) else "nothing"
         raise ValueError(f"{path} holds {given} in {name} where {columns} columns are due")
+    if stored.shape[0] > _MOST_ROWS:
+        raise ValueError(f"{path} holds {stored.shape[0]} rows in {name}, over {_MOST_ROWS}")
     if stored.shape[0] < 1 or (rows is not None and stored.shape[0] != rows):
         raise ValueError(f"{path} holds {stored.shape[0]} rows in {name} where {rows} are due")
     return _finite(stored, name, path)
@@ -176,6 +180,10 @@ def _matrix(stored: object, shape: tuple[int | None, int], name: str, path: Path
 
 def _finite(stored: Stored, name: str, path: Path) -> np.ndarray:
     array = stored.read()
+    steps = zip(array.shape, array.strides, strict=True)
+    reach = 1 + sum((size - 1) * abs(step) // array.itemsize for size, step in steps)
+    if array.size > max(reach, _SHARED):
+        raise ValueError(f"{path} holds fewer numbers than its shape {array.shape} says in {name}")
     if array.dtype.kind != "f" or not np.isfinite(array).all():
         raise ValueError(f"{path} holds something else than finite floating numbers in {name}")
     return np.asarray(array, np.float64)

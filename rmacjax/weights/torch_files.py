@@ -109,6 +109,12 @@ def _rebuild_tensor(
     return Stored(shape, read)
 
 
+def _sizes(sizes: object = ()) -> tuple:
+    if not isinstance(sizes, tuple | list):
+        raise Refusal("holds a size that makes no sense")
+    return tuple(sizes)
+
+
 def _rebuild_parameter(tensor: object, *_: object) -> Stored:
     if not isinstance(tensor, Stored):
         raise Refusal("holds a parameter that is no tensor")
@@ -119,7 +125,7 @@ _NAMES: dict[str, object] = {
     "torch._utils._rebuild_tensor": Constructor(_rebuild_tensor),
     "torch._utils._rebuild_tensor_v2": Constructor(_rebuild_tensor),
     "torch._utils._rebuild_parameter": Constructor(_rebuild_parameter),
-    "torch.Size": Constructor(lambda sizes=(): tuple(sizes)),
+    "torch.Size": Constructor(_sizes),
     **{
         f"{module}.{name}": _StorageType(name)
         for module in ("torch", "torch.cuda")
