@@ -289,31 +289,6 @@ def test_where_photos_are_looked_for(tmp_path, monkeypatch):
         prepared("oxford5k", tmp_path / "data" / "oxford5k", tmp_path / "2")
 
 
-def test_each_place_where_photos_are_found_is_kept_apart(tmp_path, monkeypatch):
-    """Without a folder: what was prepared of one place does not stand for another's."""
-    for count, place in enumerate(("a", "b", "c"), 1):
-        for number in range(count):
-            photo(tmp_path / place / "image_folder" / f"{number}.jpg", number)
-    manual = tfds.download.DownloadConfig(manual_dir=tmp_path / "c")
-
-    def count(config=None):
-        builder = tfds.builder("image_folder", data_dir=tmp_path / "out")
-        builder.download_and_prepare(download_config=config)
-        return len(builder.as_data_source("database"))
-
-    for place, expected in (("a", 1), ("b", 2), ("a", 1)):
-        monkeypatch.setenv("RMACJAX_DATA", str(tmp_path / place))
-        assert count() == expected
-        assert count(manual) == 3
-    folder = tmp_path / "c" / "image_folder"  # prepared already
-    builder = tfds.builder("image_folder", data_dir=tmp_path / "out", folder=folder)
-    assert len(builder.as_data_source("database")) == 3
-    # What lies in the manual directory that is looked into unasked counts as well.
-    (tmp_path / "out" / "downloads" / "manual").mkdir(parents=True)
-    (tmp_path / "b" / "image_folder").rename(tmp_path / "out/downloads/manual/image_folder")
-    assert count() == 2
-
-
 SCRIPT = """
 import importlib.machinery, json, sys
 find = importlib.machinery.PathFinder.find_spec

@@ -42,7 +42,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from rmacjax.datasets.ground_truth import FileName, Query
-from rmacjax.datasets.known import KNOWN, Counts, default_folder, read_dataset
+from rmacjax.datasets.known import KNOWN, Counts, read_dataset
 from rmacjax.preprocessing import encode_png, load_image, read_size
 
 __all__ = [
@@ -108,65 +108,18 @@ class RetrievalBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # 
                 `download_and_prepare`'s configuration if that is there, else `default_folder`.
             counts: how much there must be; None: the published numbers.
             file_format: that of the prepared files.
-            data_dir: where they are written; what a folder holds is kept for each one apart, by its
-                path, wherever that was found.
+            data_dir: where they are written; what a `folder` holds is kept for each one apart, by
+                its path.
             config: as tensorflow-datasets has it.
             version: likewise.
         """
         self._folder = None if folder is None else Path(folder).expanduser()
-        self._usual = default_folder(self.DATASET)
         self._counts = counts
-        self._begin_at: Callable[[Path], None] | None = None
-        if config is None:
-            if folder is None:
-
-                def begin_at(place: Path) -> None:
-                    RetrievalBuilder.__init__(
-                        self,
-                        folder=place,
-                        counts=counts,
-                        file_format=file_format,
-                        data_dir=data_dir,
-                        version=version,
-                    )
-
-                self._begin_at = begin_at
-            path = os.path.abspath(self._folder or self._usual)
+        if config is None and self._folder is not None:
+            path = os.path.abspath(self._folder)
             known_by = hashlib.sha256(os.fsencode(path)).hexdigest()[:12]
             config = tfds.core.BuilderConfig(name=f"folder_{known_by}", description=path)
         super().__init__(file_format=file_format, data_dir=data_dir, config=config, version=version)
-
-    def download_and_prepare(
-        self,
-        *,
-        download_dir: Any = None,
-        download_config: Any = None,
-        file_format: Any = None,
-        permissions: Any = None,
-    ) -> None:
-        """Prepare the photos, unless those of the same folder are prepared already.
-
-        Args:
-            download_dir: as tensorflow-datasets has it.
-            download_config: likewise; its ``manual_dir`` may hold the data set.
-            file_format: likewise.
-            permissions: likewise.
-        """
-        begin_at = self._begin_at
-        if begin_at is not None:
-            downloads = Path(download_dir or self.data_dir_root / "downloads")
-            chosen = download_config.manual_dir if download_config else None
-            place = self._in_manual(Path(chosen or downloads / "manual").expanduser())
-            if place is not None and os.path.abspath(place) != os.path.abspath(self._usual):
-                self.__dict__.clear()
-                begin_at(place)
-        more = {} if permissions is None else {"permissions": permissions}
-        super().download_and_prepare(
-            download_dir=download_dir,
-            download_config=download_config,
-            file_format=file_format,
-            **more,
-        )
 
     def _info(self) -> Any:
         known = KNOWN.get(self.DATASET)
@@ -236,16 +189,13 @@ class RetrievalBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # 
         }
         return {name: _shards(rows, root) for name, rows in splits.items() if rows}
 
-    def _place(self, dl_manager: Any) -> Path:
+    def _place(self, dl_manager: Any) -> Path | None:
         if self._folder is not None:
             return self._folder
         try:
             manual = Path(dl_manager.manual_dir)
         except AssertionError:  # how tensorflow-datasets says that there is none
-            return self._usual
-        return self._in_manual(manual) or self._usual
-
-    def _in_manual(self, manual: Path) -> Path | None:
+            return None
         base = KNOWN[self.DATASET].base if self.DATASET in KNOWN else ""
         there = any((manual / name).is_dir() for name in (self.DATASET, base) if name)
         return manual / self.DATASET if there else None
