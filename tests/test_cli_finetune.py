@@ -95,10 +95,13 @@ def test_a_dry_run_does_nothing_and_says_what_it_would_take(capsys, objects, tmp
         (["--data", "OBJECTS", "--validate", "0.01"], "hold out another share"),
         (["--data", "OBJECTS", "--objects", "50"], "choose fewer objects"),
         (["--data", "OBJECTS", "--rate", "0"], "rate and clip must lie above 0"),
-        (["--data", "OBJECTS", "--exponent", "-1"], "--exponent lies above 0"),
+        (["--data", "OBJECTS", "--exponent", "-1"], "--exponent is at least 1"),
         (["--data", "OBJECTS", "--weights", "untrained:lenet"], "unknown architecture 'lenet'"),
         (["--data", "OBJECTS", "--whitening", "layer"], "the weights hold none"),
         (["--data", "OBJECTS", "--chunk", "3"], "whole chunks of 3"),
+        (["--data", "OBJECTS", "--chunk", "0"], "--chunk is at least 1"),
+        (["--data", "OBJECTS", "--save-every", "0"], "save_every must be at least 1"),
+        (["--data", "OBJECTS", "--rate", "1e38", "--warmup", "0"], "nothing can be learned from"),
     ],
 )
 def test_what_cannot_be_is_one_sentence(capsys, objects, tmp_path, words, message):

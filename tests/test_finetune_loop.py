@@ -16,11 +16,12 @@ from safetensors import safe_open
 from rmacjax import scenes
 from rmacjax.backbones import TORCHVISION_CONVENTION, Network, initialize
 from rmacjax.descriptors import Params, Settings
+from rmacjax.extraction import describe
 from rmacjax.finetune.loop import Diverged, Run, first_batch, fit
-from rmacjax.finetune.optimizer import Rates
+from rmacjax.finetune.optimizer import Rates, optimizer
 from rmacjax.finetune.sources import FolderOfFolders, GeneratedScenes, hold_out, parse_stages
-from rmacjax.finetune.state import Forward
-from rmacjax.finetune.step import Objective, Plan
+from rmacjax.finetune.state import Forward, initial_state
+from rmacjax.finetune.step import Objective, Plan, embed
 from rmacjax.finetune.validation import label_validator
 
 NETWORK = Network("alexnet", False, TORCHVISION_CONVENTION, gem_p=10.0)
@@ -50,30 +51,18 @@ def folder(tmp_path_factory):
     return folder
 
 
-class Stopping:
-    """A source at which someone presses Ctrl-C."""
+def interrupt(monkeypatch, source, calls):
+    """Someone presses Ctrl-C when the source is asked for the last of so many images."""
+    name = "read" if hasattr(source, "labels") else "draw"
+    real, left = getattr(type(source), name), [calls]
 
-    def __init__(self, source, *, calls):
-        self._source, self._left = source, calls
-
-    def __getattr__(self, name):
-        return getattr(self._source, name)
-
-    def __len__(self):
-        return len(self._source)
-
-    def _count(self):
-        self._left -= 1
-        if self._left < 0:
+    def asked(self, *arguments):
+        left[0] -= 1
+        if left[0] < 0:
             raise KeyboardInterrupt
+        return real(self, *arguments)
 
-    def read(self, index):
-        self._count()
-        return self._source.read(index)
-
-    def draw(self, seed, step):
-        self._count()
-        return self._source.draw(seed, step)
+    monkeypatch.setattr(type(source), name, asked)
 
 
 def plan_of(steps, **rates):
@@ -121,7 +110,7 @@ def test_a_photo_that_is_none_is_told_and_negatives_are_mined(params, folder, tm
 
 
 @pytest.mark.parametrize("kind", ["folder", "scenes"])
-def test_stopped_and_continued_is_the_same(params, folder, tmp_path, kind):
+def test_stopped_and_continued_is_the_same(params, folder, tmp_path, monkeypatch, kind):
     """Interrupted between two checkpoints and gone on with: the same weights to the bit."""
     if kind == "folder":
         source = FolderOfFolders(folder, long_side=64)
@@ -131,9 +120,10 @@ def test_stopped_and_continued_is_the_same(params, folder, tmp_path, kind):
     plan = plan_of(7)
     whole = fit(params, source, tmp_path / "whole", plan=plan, run=run)
 
-    stopping = Stopping(source, calls=4 if kind == "scenes" else 70)
-    with pytest.raises(KeyboardInterrupt):
-        fit(params, stopping, tmp_path / "parts", plan=plan, run=run)
+    with monkeypatch.context() as patch:
+        interrupt(patch, source, 4 if kind == "scenes" else 70)
+        with pytest.raises(KeyboardInterrupt):
+            fit(params, source, tmp_path / "parts", plan=plan, run=run)
     steps = [int(place.name) for place in (tmp_path / "parts" / "checkpoints").glob("[0-9]*")]
     assert 0 < max(steps) < 7
     done = fit(params, source, tmp_path / "parts", plan=plan, run=run)
@@ -204,3 +194,42 @@ def test_killed_and_continued_is_the_same(folder, tmp_path):
         assert list(one.keys()) == list(other.keys())
         for name in list(one.keys()):
             np.testing.assert_array_equal(one.get_tensor(name), other.get_tensor(name))
+
+
+@pytest.mark.parametrize("pool", ["mac", "gem", "rmac"])
+def test_photos_of_any_shape_are_trained_on_whole(params, tmp_path, pool):
+    """What the loss sees of portrait and landscape photos is what `describe` gives of them."""
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 256, size, np.uint8) for size in [(96, 64, 3), (64, 96, 3)] * 2]
+    for number, image in enumerate(images):
+        (tmp_path / f"object{number % 2}").mkdir(exist_ok=True)
+        Image.fromarray(image).save(tmp_path / f"object{number % 2}" / f"{number}.png")
+    source = FolderOfFolders(tmp_path, long_side=96)
+    forward = replace(FORWARD, pool=pool)
+    plan = Plan(forward, Objective("info-nce"), Rates(steps=1))
+    batch, _ = first_batch(source, plan, Run(settings=SETTINGS, objects=2))
+    (block,) = batch.blocks
+    trained = initial_state(params, forward, optimizer(plan.rates)).trained
+    seen, _ = embed(trained, None, jax.tree.map(jax.numpy.asarray, block), forward, False)
+    photos = [image[:h, :w] for image, (h, w) in zip(block.images, block.sizes, strict=True)]
+    network = replace(NETWORK, gem_p=10.0)
+    served = describe(
+        params._replace(network=network), photos, settings=Settings(long_side=96, pool=pool)
+    )
+    np.testing.assert_allclose(np.asarray(seen.descriptors), np.asarray(served), atol=2e-5)
+
+
+def test_another_source_or_measure_is_not_gone_on_with(params, tmp_path):
+    run = Run(settings=SETTINGS, workers=0, measured_on="a")
+    fit(params, GeneratedScenes(parse_stages("views:64:4:9")), tmp_path, plan=plan_of(1), run=run)
+    for stages, measured in (("views:64:4:8", "a"), ("views:64:4:9", "b")):
+        with pytest.raises(ValueError, match="made with other options"):
+            fit(
+                params,
+                GeneratedScenes(parse_stages(stages)),
+                tmp_path,
+                plan=plan_of(1),
+                run=replace(run, measured_on=measured),
+            )
+    with pytest.raises(ValueError, match="save_every must be at least 1"):
+        Run(save_every=0)

@@ -202,3 +202,14 @@ def test_localize_spares_and_maps_and_differentiates_as_it_did(rng, monkeypatch)
     np.testing.assert_allclose(gradient, jax.grad(score)(jnp.asarray(a)), atol=1e-6)
     assert np.any(gradient)
     exhaustive._localize.clear_cache()
+
+
+def test_double_precision_finds_the_same_box(rng):
+    """A map large enough for bounds, with and without 64-bit types."""
+    levels = rng.integers(0, 9, (16, 18, 8)).astype(np.uint8)
+    query = rng.random(8).astype(np.float32)
+    single = localize(levels, query)
+    with jax.enable_x64(True):
+        double = localize(levels, query)
+    assert single.box.tolist() == double.box.tolist()
+    np.testing.assert_allclose(single.score, double.score, rtol=1e-6)

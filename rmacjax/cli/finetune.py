@@ -154,6 +154,8 @@ def finetune(
         )
     if stages is not None and data != "scenes":
         raise ValueError("--stages say what generated images are drawn: leave it out")
+    if chunk is not None and chunk < 1:
+        raise ValueError(f"--chunk is at least 1, not {chunk}")
     if os.path.exists(out) and not os.path.isdir(out):
         raise ValueError(f"{out!r} is a file, but a run needs a folder: name another")
     check_writable(json)
@@ -190,6 +192,7 @@ def finetune(
         validate_every=validate_every if validator is not None else 0,
         patience=patience,
         save_every=save_every,
+        measured_on=validate or "",
     )
     if dry_run:
         _tell_plan(params, source, plan, run, out, json)
@@ -233,8 +236,8 @@ def _start(weights: str, seed: int, pool: str, exponent: float | None) -> "Param
         params = load(weights)
     if exponent is None:
         exponent = 10.0 if pool == "rgem" else params.network.gem_p
-    if not (math.isfinite(exponent) and exponent > 0):
-        raise ValueError(f"--exponent lies above 0, not at {exponent}")
+    if not (math.isfinite(exponent) and exponent >= 1):
+        raise ValueError(f"--exponent is at least 1, not {exponent}")
     return params._replace(network=replace(params.network, gem_p=float(exponent)))
 
 

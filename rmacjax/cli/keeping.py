@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 DAMAGED = (
-    *(OSError, ValueError, TypeError, KeyError, EOFError, MemoryError, RuntimeError),
+    *(OSError, ValueError, TypeError, LookupError, EOFError, MemoryError, RuntimeError),
     *(zipfile.BadZipFile, zlib.error),
 )
 """What reading arrays raises where their file was cut off or overwritten."""
@@ -189,7 +189,7 @@ def _opened(place: str, params: "Params") -> "Collection | None":
     except FileNotFoundError:
         _clear(place)
         say(f"{place!r} is damaged, and made anew")
-    except (ValueError, KeyError, RuntimeError) as error:
+    except (ValueError, LookupError, RuntimeError) as error:
         aside = f"{place}.damaged"
         _clear(aside)
         os.replace(place, aside)

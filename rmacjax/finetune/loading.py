@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Int32
 
 from rmacjax.backbones import Network, map_size, minimum_size
-from rmacjax.descriptors import region_grid
+from rmacjax.descriptors import REGIONAL, Pool, region_grid
 from rmacjax.finetune.batches import Batch, Block
 from rmacjax.finetune.making import Made, Order, make, make_here, start
 from rmacjax.finetune.sources.plans import Planned
@@ -64,6 +64,7 @@ class Loader:
         network: Network,
         *,
         seed: int = 0,
+        pool: Pool = "rmac",
         levels: int = 3,
         with_global: bool = False,
         workers: int = 0,
@@ -74,6 +75,7 @@ class Loader:
             source: from `rmacjax.finetune.sources.open_source`.
             network: whose maps the regions lie on.
             seed: of what is drawn.
+            pool: how maps become vectors: pools without regions see the whole map as one.
             levels: of the region grid.
             with_global: whether the whole map is one more region.
             workers: processes that make batches; 0: they are made here, when they are asked for.
@@ -86,6 +88,7 @@ class Loader:
         self.source = source
         self.network = network
         self.seed = seed
+        self.pool = pool
         self.levels = levels
         self.with_global = with_global
         self.workers = workers
@@ -163,6 +166,11 @@ class Loader:
                 f"{self.workers} of them, so try fewer or smaller images, or workers=0 to see why"
             ) from error
 
+    def _regions(self, h: int, w: int) -> Int32[np.ndarray, "r 4"]:
+        if self.pool not in REGIONAL:
+            return np.asarray([[0, 0, h, w]], np.int32)
+        return region_grid(h, w, levels=self.levels, with_global=self.with_global)
+
     def batch(self, made: Made) -> Batch:
         """Add to a step's pixels what the network's maps have to do with them.
 
@@ -172,11 +180,7 @@ class Loader:
         blocks = []
         for images, sizes in made.blocks:
             grids = [
-                region_grid(
-                    *map_size(self.network, height, width),
-                    levels=self.levels,
-                    with_global=self.with_global,
-                )
+                self._regions(*map_size(self.network, height, width))
                 for height, width in sizes.tolist()
             ]
             blocks.append(Block(images, sizes, _shortened(np.stack(grids).astype(np.int32))))
@@ -251,6 +255,7 @@ class Batches:
         """
         try:
             self._iterator.set_state(dict(state))
+            self._given = True  # by the run that was stopped
         except (IndexError, KeyError, TypeError) as error:
             raise ValueError(
                 f"a place {state!r} is not one among {self._length} steps: it belongs to another "

@@ -4,6 +4,7 @@ A run is a folder. Whatever decides what is learned is compared with what the fo
 were made with, so a run that was stopped, however it ended, goes on to the same result.
 """
 
+import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -52,6 +53,10 @@ class Run:
         validate_every: steps between validations; 0 for none.
         patience: validations in a row without a new best score after which the run ends; 0: never.
         save_every: steps between checkpoints.
+        measured_on: what validations are made of, so that a run is not gone on with another.
+
+    Raises:
+        ValueError: a number that is out of range.
     """
 
     seed: int = 0
@@ -63,6 +68,19 @@ class Run:
     validate_every: int = 0
     patience: int = 0
     save_every: int = 200
+    measured_on: str = ""
+
+    def __post_init__(self) -> None:
+        if self.save_every < 1 or self.seed < 0:
+            raise ValueError(
+                f"save_every must be at least 1 and seed at least 0, not {self.save_every} and "
+                f"{self.seed}"
+            )
+        if min(self.validate_every, self.patience, self.negatives, self.workers) < 0:
+            raise ValueError(
+                "validate_every, patience, negatives and workers must be at least 0, not "
+                f"{self.validate_every}, {self.patience}, {self.negatives} and {self.workers}"
+            )
 
 
 class Finished(NamedTuple):
@@ -83,7 +101,7 @@ class Finished(NamedTuple):
     early: bool
 
 
-class Diverged(ArithmeticError):
+class Diverged(RuntimeError):
     """The loss is no number any more."""
 
 
@@ -154,7 +172,7 @@ def fit(
     place = _Place(stop=EarlyStop(run.patience))
     made_with = {
         "weights": fingerprint(params, run.settings),
-        "source": source.name,
+        "source": _identity(source),
         "plan": _plain(asdict(plan)),
         "run": _plain(asdict(replace(run, workers=0))),
     }
@@ -213,6 +231,7 @@ def _loader(source: Source | Drawn, plan: Plan, run: Run) -> Loader:
         source,
         plan.forward.network,
         seed=run.seed,
+        pool=plan.forward.pool,
         levels=run.settings.levels,
         with_global=run.settings.with_global,
         workers=run.workers,
@@ -239,10 +258,10 @@ class _Trainer:
     records: Records
     validate: Validator | None
     saved: int = -1
-    told: int = 0
+    settled: int = -1
 
     def train(self) -> None:
-        step = self.saved = int(self.state.step)
+        step = self.saved = self.settled = int(self.state.step)
         total = self.plan.rates.steps
         try:
             if step == 0:
@@ -255,9 +274,11 @@ class _Trainer:
                         break
                 else:
                     self.place = replace(self.place, epoch=self.place.epoch + 1, state=None)
-        except KeyboardInterrupt:
-            if not any(leaf.is_deleted() for leaf in jax.tree.leaves(self.state)):
-                self._save(int(self.state.step), None)
+        except (KeyboardInterrupt, Diverged):
+            # Only where state and place belong together, and nothing is still to be measured.
+            deleted = any(leaf.is_deleted() for leaf in jax.tree.leaves(self.state))
+            if not deleted and self.settled == int(self.state.step):
+                self._save(self.settled, None)
             raise
         if self.saved < step:
             self._save(step, None)
@@ -301,6 +322,7 @@ class _Trainer:
         score = None
         if self.run.validate_every and (step % self.run.validate_every == 0 or last):
             score = self._measure(step)
+        self.settled = step
         if score is not None or last or step % self.run.save_every == 0:
             self._save(step, score)
         return step
@@ -357,6 +379,19 @@ class _Trainer:
             f"{files}{rest}. What was learned before is in the {saved}. Try a lower rate, a longer "
             "warm-up, a higher temperature, or float32 instead of bfloat16"
         )
+
+
+def _identity(source: Source | Drawn) -> dict[str, object]:
+    """What makes a source the same: its name, and its labels or what it draws."""
+    if not is_labelled(source):
+        facts = {name: value for name, value in vars(source).items() if not name.startswith("_")}
+        files = facts.pop("files", ())
+        listed = hashlib.sha256("\n".join(files).encode()).hexdigest()[:16]
+        return {"drawn": _plain(facts), "files": len(files), "names": listed}
+    names = "\n".join(source.name_of(index) for index in range(len(source)))
+    digest = hashlib.sha256(names.encode())
+    digest.update(np.ascontiguousarray(source.labels).data)
+    return {"photos": len(source), "names and labels": digest.hexdigest()[:16]}
 
 
 def _plain(options: Any) -> Any:

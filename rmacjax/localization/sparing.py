@@ -153,7 +153,7 @@ def unspared(
         return state, None
 
     dark = jnp.zeros(x.shape[1:], x.dtype)
-    log = jnp.full((ROOM + 1, 16), MISSING), jnp.zeros((ROOM + 1, 8), jnp.int32)
+    log = jnp.full((ROOM + 1, 16), MISSING, jnp.float32), jnp.zeros((ROOM + 1, 8), jnp.int32)
     start = _State(dark, dark, reached, jnp.int32(0), *log)
     items = *map(jnp.asarray, order[1:]), row_edges, possible(rows, columns)
     end, _ = jax.lax.scan(of_rows, start, items)
