@@ -19,6 +19,9 @@ SCORE_RESOLUTION = 2.0**-21
 MISSING = -1.0
 """Score of an instance that does not exist; its box is (0, 0, 0, 0)."""
 
+BRIGHTEST = 2.0**125
+"""Activations above this count as this: float32 has a reciprocal for it."""
+
 
 class Pooling(NamedTuple):
     """How boxes get their vectors, whether many grow at once or one is looked at.
@@ -95,12 +98,16 @@ def cosines(vectors: Float[Array, "*m c"], query: Float[Array, "c"]) -> Float[Ar
 
 
 def clean(x: Array) -> Array:
-    """Activations without what no network gives: negative, NaN and infinite ones become 0."""
+    """Activations without what no network gives: negative, NaN and infinite ones become 0.
+
+    Those above `BRIGHTEST` become that.
+    """
     if jnp.issubdtype(x.dtype, jnp.unsignedinteger):
         return x
     if not jnp.issubdtype(x.dtype, jnp.floating):
         return jnp.maximum(x, jnp.zeros((), x.dtype))
-    return jnp.where((x > 0) & jnp.isfinite(x), x, jnp.zeros((), x.dtype))
+    highest = jnp.asarray(min(BRIGHTEST, float(jnp.finfo(x.dtype).max)), x.dtype)
+    return jnp.where((x > 0) & jnp.isfinite(x), jnp.minimum(x, highest), jnp.zeros((), x.dtype))
 
 
 class Inputs(NamedTuple):
