@@ -31,8 +31,9 @@ from PIL import Image
 import rmacjax
 from rmacjax import scenes
 from rmacjax.backbones import TORCHVISION_CONVENTION, Network, initialize
-from rmacjax.finetune.loop import Run, fit
+from rmacjax.finetune.loop import fit
 from rmacjax.finetune.optimizer import Rates
+from rmacjax.finetune.runs import Run
 from rmacjax.finetune.sources import FolderOfFolders, GeneratedScenes, parse_stages
 from rmacjax.finetune.state import Forward
 from rmacjax.finetune.step import Objective, Plan

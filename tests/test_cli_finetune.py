@@ -89,7 +89,14 @@ def test_a_dry_run_does_nothing_and_says_what_it_would_take(capsys, objects, tmp
     [
         (["--data", "nowhere"], "nothing to learn from at 'nowhere'"),
         (["--data", "OBJECTS", "--boxes", "known"], "only generated images come with known boxes"),
-        (["--data", "OBJECTS", "--stages", "views:64:2:1"], "--stages say what generated images"),
+        (["--data", "OBJECTS", "--stages", "views:64:2:1"], "--stages changes nothing here"),
+        (["--data", "OBJECTS", "--margin", "nan"], "margin must lie above 0"),
+        (["--data", "OBJECTS", "--plain", "-1"], "plain is a weight, 0 or more"),
+        (["--data", "OBJECTS", "--temperature", "0.1"], "--temperature changes nothing here"),
+        (["--data", "OBJECTS", "--box-weight", "2"], "--box-weight changes nothing here"),
+        (["--data", "OBJECTS", "--patience", "2"], "there is no --validate"),
+        (["--data", "OBJECTS", "--warmup", "2"], "the rate would still rise after 2 steps"),
+        (["--data", "scenes", "--images", "3"], "generated images come in pairs"),
         (["--data", "scenes", "--stages", "views:64"], "'views:64' is no stage"),
         (["--data", "scenes", "--validate", "0.5"], "no labels to hold a share of out"),
         (["--data", "OBJECTS", "--validate", "0.01"], "hold out another share"),
@@ -108,7 +115,7 @@ def test_what_cannot_be_is_one_sentence(capsys, objects, tmp_path, words, messag
     words = [str(objects) if word == "OBJECTS" else word for word in words]
     if "--weights" not in words:
         words += ["--weights", "untrained:alexnet"]
-    if "--objects" not in words:
+    if "--objects" not in words and "scenes" not in words:
         words += ["--objects", "2"]
     options = ["--steps", "2", "--long-side", "64", "--workers", "0"]
     code, _, err = run(capsys, tmp_path / "run", *words, *options)

@@ -163,6 +163,8 @@ def test_what_cannot_be_read_takes_no_part_and_what_nothing_is_left_of_is_passed
         (loaded,) = loader.planned([*pairs, good])
         assert loaded.batch.labels.tolist() == [0, 2, 2, -1]
         assert not loaded.batch.blocks[0].images[3].any()
+        full = loaded.batch.blocks[0].regions.any(axis=(1, 2))
+        assert full.tolist() == [True, True, True, False]  # no vector, so no part in moments
         said = " / ".join(loaded.unreadable)
         assert said.count("0.jpg") == 2 and "has 20 x 30 pixels" in said
         assert said.count("a batch was passed over") == 2

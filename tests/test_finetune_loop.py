@@ -17,8 +17,9 @@ from rmacjax import scenes
 from rmacjax.backbones import TORCHVISION_CONVENTION, Network, initialize
 from rmacjax.descriptors import Params, Settings
 from rmacjax.extraction import describe
-from rmacjax.finetune.loop import Diverged, Run, first_batch, fit
+from rmacjax.finetune.loop import first_batch, fit
 from rmacjax.finetune.optimizer import Rates, optimizer
+from rmacjax.finetune.runs import Diverged, Run
 from rmacjax.finetune.sources import FolderOfFolders, GeneratedScenes, hold_out, parse_stages
 from rmacjax.finetune.state import Forward, initial_state
 from rmacjax.finetune.step import Objective, Plan, embed
@@ -154,8 +155,28 @@ def test_the_first_batch_is_what_training_sees(params, folder):
     run = Run(settings=SETTINGS, objects=2, negatives=1)
     batch, steps = first_batch(source, plan_of(3), run)
     assert len(batch.labels) == 2 * 3 and steps == 3
-    batch, steps = first_batch(GeneratedScenes(parse_stages("views:64:4:9")), plan_of(3), run)
-    assert len(batch.labels) == 8 and steps is None
+    drawn = GeneratedScenes(parse_stages("views:64:4:2,searches:96:3:2,views:96:2:2"))
+    for total, (n, side) in ((2, (4, 64)), (3, (3, 96)), (9, (3, 96))):
+        batch, steps = first_batch(drawn, plan_of(total), run)
+        assert len(batch.labels) == 2 * n and steps is None
+        assert batch.blocks[1].images.shape[1] == side
+
+
+def test_what_was_learned_before_the_loss_broke_is_kept(capsys, tmp_path):
+    """The run ends with a network of the steps before; what never got better is told."""
+    from rmacjax.cli import main
+    from rmacjax.weights import describe_file
+
+    words = ["finetune", str(tmp_path / "run"), "--data", "scenes", "--stages", "views:64:4:9"]
+    words += ["--weights", "untrained:alexnet", "--loss", "info-nce", "--whitening", "none"]
+    words += ["--steps", "9", "--rate", "1e18", "--warmup", "0", "--average", "0", "--workers", "0"]
+    assert main(words) == 1
+    err = capsys.readouterr().err
+    assert "in another folder" in err and "Traceback" not in err
+    path = tmp_path / "run" / "last.safetensors"
+    assert f"Wrote {path}" in err
+    step = int(err.split("in step ")[1].split()[0])
+    assert step > 1 and f"for {step - 1} steps" in describe_file(path)["origin"]
 
 
 def test_killed_and_continued_is_the_same(folder, tmp_path):

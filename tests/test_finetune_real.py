@@ -9,8 +9,9 @@ from PIL import Image
 
 from rmacjax.datasets import read_museum
 from rmacjax.descriptors import Settings
-from rmacjax.finetune.loop import Run, fit
+from rmacjax.finetune.loop import fit
 from rmacjax.finetune.optimizer import Rates
+from rmacjax.finetune.runs import Run
 from rmacjax.finetune.sources import FolderOfFolders, hold_out
 from rmacjax.finetune.state import Forward
 from rmacjax.finetune.step import Objective, Plan

@@ -1,5 +1,6 @@
 """One step of training: the gradient of the whole batch, however it is cut up and spread."""
 
+import re
 from dataclasses import replace
 
 import jax
@@ -20,7 +21,7 @@ from rmacjax.finetune.state import (
     to_params,
     update_moments,
 )
-from rmacjax.finetune.step import Objective, Plan, embed, gradients, spread, train_step
+from rmacjax.finetune.step import Objective, Plan, embed, everywhere, gradients, spread, train_step
 from rmacjax.regions import px_to_cells
 from rmacjax.whitening import Whitening
 
@@ -104,6 +105,54 @@ def test_chunks_and_devices_change_nothing(weights, searches, kind, boxes):
         assert differ(facts, also) < 1e-5
         if moments is not None:
             assert differ(moments, now) < 1e-5
+
+
+def test_devices_share_every_chunk(weights, searches):
+    """No photo travels from one device to another, and each convolves half of a chunk."""
+    plan = Plan(Forward(NETWORK, "mac", whitening="none"), Objective("info-nce"), RATES, chunk=2)
+    state = everywhere(state_of(weights, plan), 2)
+    step = jax.jit(gradients, static_argnames="plan")
+    program = step.lower(state, spread(searches, 2), plan=plan).compile().as_text()
+    moved = re.findall(r"u8\[[0-9,]*\]\S* (?:all-|collective-)\S*", program)
+    assert not moved, moved
+    pixels = re.findall(r"f32\[(\d+),(?:64,96|96,96),3\]", program)
+    assert set(pixels) == {"1"}
+
+
+def test_what_was_not_read_has_no_part_in_the_moments(weights, searches):
+    plan = Plan(Forward(NETWORK, "rgem", whitening="running"), Objective("info-nce"), RATES)
+    _, last = searches.blocks
+    regions = np.array(last.regions)
+    regions[3] = 0
+    unread = last._replace(regions=regions)
+    trained = state_of(weights, plan).trained
+    fewer = jax.tree.map(lambda x: x[:3], last)
+    moments = [
+        embed(trained, None, jax.tree.map(jnp.asarray, block), plan.forward, False)[0].descriptors
+        for block in (unread, fewer)
+    ]
+    assert not np.any(moments[0][3])
+    np.testing.assert_allclose(moments[0][:3], moments[1], atol=1e-6)
+    state = state_of(weights, plan)
+    seen = [
+        gradients(state, searches._replace(blocks=(block,), labels=labels, clusters=labels), plan)
+        for block, labels in (
+            (unread, np.asarray([0, 0, 1, -1], np.int32)),
+            (fewer, np.asarray([0, 0, 1], np.int32)),
+        )
+    ]
+    assert differ(seen[1][2], seen[0][2]) < 1e-5
+
+
+def test_an_exponent_that_is_learned_stays_one_or_more(weights, searches):
+    forward = Forward(replace(NETWORK, gem_p=1.0), "gem", True, "none")
+    for goal in ("contrastive", "info-nce"):
+        plan = Plan(forward, Objective(goal), replace(RATES, rate=1.0))
+        params = Params(forward.network, weights)
+        state = initial_state(params, plan.forward, optimizer(plan.rates))
+        for _ in range(3):
+            state, _ = train_step(state, searches, plan=plan)
+            assert float(state.trained.log_exponent) >= 0
 
 
 @pytest.mark.parametrize("kind", ["layer", "running"])

@@ -586,6 +586,7 @@ def test_thresholds_are_saved_with_the_weights(capsys, folder, truth, weights, t
     [
         (["--recipe", "no-such"], "paper-oxford5k"),
         (["--recipe", "paper-oxford5k", "--levels", "4"], "--levels"),
+        (["--recipe", "paper-oxford5k", "--expand", "4"], "--expand"),
         (["somewhere", "--recipe", "paper-oxford5k"], "what is searched"),
         (["--recipe", "sfm-gem-oxford5k"], "--weights"),
         ([], "dataset"),
@@ -595,10 +596,10 @@ def test_thresholds_are_saved_with_the_weights(capsys, folder, truth, weights, t
         ([".", "--also", "fused", "--fusion", "0.5"], "once more"),
         ([".", "--also", "regions", "--first-stage", "regions"], "once more"),
         ([".", "--also", "diffusion", "--first-stage", "diffusion"], "once more"),
-        ([".", "--also", "dba", "--first-stage", "regions"], "does not compare"),
+        ([".", "--also", "dba", "--first-stage", "regions"], "ranks them by others"),
         (
             [".", "--also", "dba", "--first-stage", "regions", "--fusion", "0.5"],
-            "does not compare",
+            "ranks them by others",
         ),
     ],
 )
@@ -626,6 +627,13 @@ def test_a_recipe_gives_no_verdict_on_another_run(capsys, folder, weights, tmp_p
     for part in ("+ AML + QE, mAP 74.2", "network alexnet where vgg16 is due", "12 photos where"):
         assert part in sentence
     assert len(found["unlike_the_recipe"]) == 3
+
+
+def test_a_recipe_may_be_told_what_it_decides(capsys, tmp_path):
+    words = ["--recipe", "paper-oxford5k", "--expand", "5", "--rerank", "1000"]
+    words += ["--weights", "default", "--data-dir", str(tmp_path), "--no-cache"]
+    assert main(["evaluate", *words]) == 1  # for want of photos
+    assert str(tmp_path / "oxford5k") in capsys.readouterr().err
 
 
 def test_a_recipes_network_is_taken_where_none_was_named(capsys, tmp_path):

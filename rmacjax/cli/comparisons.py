@@ -50,8 +50,8 @@ def refuse_comparisons(
             raise ValueError(f"--also {name} is {same[name]} once more: leave one of them out")
         if name == "dba" and first_stage == "regions":
             raise ValueError(
-                "--also dba changes the photos' descriptors, which --first-stage regions does not "
-                "compare: leave one of them out"
+                "--also dba changes the descriptors that photos are ranked by first, and "
+                "--first-stage regions ranks them by others: leave one of them out"
             )
         if name == "fused" and not rerank:
             raise ValueError("--also fused needs --rerank above 0")

@@ -1,24 +1,24 @@
 """`rmacjax finetune` (`python -m rmacjax.finetune`): train a network."""
 
-import math
 import os
 from dataclasses import replace
-from importlib.util import find_spec
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
 from rmacjax.cli.describing import PoolName
 from rmacjax.cli.terminal import Flag, JsonFile, check_writable, prepare, say, tell, write_json
+from rmacjax.cli.training import (
+    Made,
+    refuse_idle_options,
+    source_of,
+    start_of,
+    tell_plan,
+    there,
+    validator_of,
+)
 
-if TYPE_CHECKING:
-    from rmacjax.descriptors import Params
-    from rmacjax.finetune.loop import Finished, Run
-    from rmacjax.finetune.sources import Drawn, Source
-    from rmacjax.finetune.step import Plan
-    from rmacjax.finetune.validation import Validator
-
-UNTRAINED = "untrained:"
+WITH_TEMPERATURE = ("info-nce", "smooth-ap")
 NEEDED = {"grain": "grain", "orbax.checkpoint": "orbax-checkpoint", "tensorboardX": "tensorboardX"}
 
 LossChoice = Annotated[
@@ -38,7 +38,7 @@ def finetune(
     margin: Number = None,
     temperature: Number = None,
     boxes: Annotated[Literal["none", "latent", "known"], arg(metavar="none|latent|known")] = "none",
-    box_weight: Annotated[float, arg(metavar="X")] = 1.0,
+    box_weight: Number = None,
     plain: Annotated[float, arg(metavar="X")] = 0.0,
     pool: Annotated[PoolName, arg(metavar="rgem|rmac|gem|mac|spoc|spoc_centre|crow")] = "rgem",
     describe_as: Annotated[
@@ -55,12 +55,12 @@ def finetune(
     long_side: Annotated[int, arg(metavar="PIXELS")] = 362,
     steps: Count = 2000,
     rate: Annotated[float, arg(metavar="X")] = 1e-5,
-    warmup: Count = 100,
+    warmup: Annotated[int | None, arg(metavar="N", help_behavior_hint="")] = None,
     decay: Annotated[float, arg(metavar="X")] = 1e-4,
     clip: Annotated[float, arg(metavar="X")] = 1.0,
     average: Annotated[float, arg(metavar="X")] = 0.99,
-    objects: Count = 16,
-    images: Count = 2,
+    objects: Annotated[int | None, arg(metavar="N", help_behavior_hint="")] = None,
+    images: Annotated[int | None, arg(metavar="N", help_behavior_hint="")] = None,
     negatives: Count = 0,
     chunk: Annotated[int | None, arg(metavar="N", help_behavior_hint="")] = None,
     recompute: Flag = False,
@@ -71,7 +71,7 @@ def finetune(
     workers: Annotated[int | None, arg(metavar="N", help_behavior_hint="")] = None,
     seed: Count = 0,
     validate: Annotated[str | None, arg(metavar="DATASET|SHARE", help_behavior_hint="")] = None,
-    validate_every: Count = 500,
+    validate_every: Annotated[int | None, arg(metavar="N", help_behavior_hint="")] = None,
     patience: Count = 0,
     save_every: Count = 200,
     dry_run: Flag = False,
@@ -105,7 +105,7 @@ def finetune(
         temperature: Of info-nce (0.05 unless given) and smooth-ap (0.01).
         boxes: Localization in the loss: by AML's own boxes, or by those that generated photos come
             with. The photos of a step are then compared box by box.
-        box_weight: Weight of that part of the loss.
+        box_weight: Weight of that part of the loss, 1 unless given.
         plain: Weight of the same loss before whitening.
         pool: How a map becomes a vector while training. Regions by generalized means (rgem) let
             every cell learn.
@@ -118,15 +118,16 @@ def finetune(
             given.
         levels: Scales of the grid of regions.
         long_side: Photos are shrunk to this long side; views are square, of this side.
-        steps: Steps of the whole run.
+        steps: Steps of the whole run, which the rate falls over: with another number it is another
+            run, in another folder.
         rate: The highest learning rate.
-        warmup: Steps in which the rate rises.
+        warmup: Steps in which the rate rises: a tenth of all and at most 100 unless given.
         decay: Weight decay of kernels.
         clip: Longer gradients are shortened to this length.
         average: The network that is kept is an average over steps (EMA) that each step keeps so
             much of; 0 for none.
-        objects: Objects of a step, or photos that views are made of.
-        images: Photos of each object in a step.
+        objects: Objects of a step, or photos that views are made of; 16 unless given.
+        images: Photos of each object in a step; 2 unless given.
         negatives: Hard negatives of each object, searched for before every epoch.
         chunk: Photos that go through the network at once; the loss still sees all of a step.
         recompute: Compute more and keep less, for large photos.
@@ -137,74 +138,126 @@ def finetune(
         seed: Decides all that is drawn by chance.
         validate: Measure on this data set or folder with ground truth, or on a share of the objects
             (such as 0.1) that is then not trained on.
-        validate_every: Steps between measurements.
+        validate_every: Steps between measurements, 500 unless given.
         patience: End after so many measurements without a better one; 0 never does.
         save_every: Steps between checkpoints.
         dry_run: Say what it would take (sizes, memory, time), and do nothing.
         json: Write the report as JSON to this file, "-" for stdout.
     """
-    missing = [package for module, package in NEEDED.items() if not _there(module)]
+    missing = [package for module, package in NEEDED.items() if not there(module)]
     if missing:
         raise ValueError(
             f"training needs {', '.join(missing)}: install it with pip install 'rmacjax[train]'"
         )
-    if boxes == "known" and data != "scenes":
+    scenes = data == "scenes" and not os.path.isdir(data)
+    if boxes == "known" and not scenes:
         raise ValueError(
             "only generated images come with known boxes (--data scenes): take --boxes latent"
         )
-    if stages is not None and data != "scenes":
-        raise ValueError("--stages say what generated images are drawn: leave it out")
     if chunk is not None and chunk < 1:
         raise ValueError(f"--chunk is at least 1, not {chunk}")
+    if warmup is not None and warmup >= steps:
+        raise ValueError(f"with --warmup {warmup} the rate would still rise after {steps} steps")
+    powers = pool in ("gem", "rgem")
+    refuse_idle_options(
+        [
+            ("--margin", margin, loss in ("contrastive", "triplet"), f"--loss {loss} has none"),
+            ("--temperature", temperature, loss in WITH_TEMPERATURE, f"--loss {loss} has none"),
+            ("--box-weight", box_weight, boxes != "none", "it is --boxes that has a weight"),
+            ("--learn-exponent", learn_exponent or None, powers, f"--pool {pool} has none"),
+            ("--exponent", exponent, powers, f"--pool {pool} has none"),
+            ("--stages", stages, scenes, "it says what generated images are drawn"),
+            ("--objects", objects, not scenes, "--stages says how many pairs are drawn"),
+            ("--images", images, not scenes, "generated images come in pairs"),
+            ("--negatives", negatives or None, not scenes, "generated images are drawn, not found"),
+            ("--validate-every", validate_every, validate is not None, "there is no --validate"),
+            ("--patience", patience or None, validate is not None, "there is no --validate"),
+        ]
+    )
     if os.path.exists(out) and not os.path.isdir(out):
         raise ValueError(f"{out!r} is a file, but a run needs a folder: name another")
     check_writable(json)
     prepare()
     from rmacjax.descriptors import Settings
-    from rmacjax.finetune.loop import Run, fit
+    from rmacjax.finetune.loop import fit
     from rmacjax.finetune.optimizer import Rates
+    from rmacjax.finetune.runs import Diverged, Run
     from rmacjax.finetune.state import Forward
     from rmacjax.finetune.step import Objective, Plan
 
-    params = _start(weights, seed, pool, exponent)
+    params = start_of(weights, seed, pool, exponent)
     kind = whitening or ("none" if params.whitening is None else "layer")
     network = replace(
         params.network, compute_dtype="bfloat16" if bfloat16 else "float32", thresholds=()
     )
     plan = Plan(
         Forward(network, pool, learn_exponent, kind, recompute),
-        Objective(loss, margin, temperature, plain, boxes, box_weight),
-        Rates(rate, steps, warmup, decay=decay, clip=clip, average=average),
+        Objective(
+            loss, margin, temperature, plain, boxes, 1.0 if box_weight is None else box_weight
+        ),
+        Rates(
+            rate,
+            steps,
+            min(100, steps // 10) if warmup is None else warmup,
+            decay=decay,
+            clip=clip,
+            average=average,
+        ),
         chunk,
     )
     served = Settings(
         long_side=long_side, pool=describe_as or pool, levels=levels, whiten=kind != "none"
     )
-    source = _source(data, stages, objects, long_side)
-    source, validator = _validator(source, validate, served, seed)
+    objects = 16 if objects is None else objects
+    every = 500 if validate_every is None else validate_every
+    source = source_of(data, stages, objects, long_side)
+    for sentence in getattr(source, "problems", ()):
+        say(f"Skipped: {sentence}")
+    source, validator = validator_of(source, validate, served, seed)
     run = Run(
         seed=seed,
         settings=served,
         objects=objects,
-        images=images,
+        images=2 if images is None else images,
         negatives=negatives,
         workers=min(8, os.cpu_count() or 1) if workers is None else workers,
-        validate_every=validate_every if validator is not None else 0,
+        validate_every=0 if validator is None else every,
         patience=patience,
         save_every=save_every,
         measured_on=validate or "",
     )
     if dry_run:
-        _tell_plan(params, source, plan, run, out, json)
+        tell_plan(params, source, plan, run, out, json)
         return
     from rich.console import Console
 
-    done = fit(
-        params, source, out, plan=plan, run=run, validate=validator, console=Console(stderr=True)
-    )
-    written = _write(out, done, weights, data, plan, served)
+    made = Made(out, weights, "" if scenes else data, served)
+    try:
+        done = fit(
+            params,
+            source,
+            out,
+            plan=plan,
+            run=run,
+            validate=validator,
+            console=Console(stderr=True),
+        )
+    except Diverged as error:
+        if error.last is not None:
+            say(f"Wrote {made.write('last', error.last, error.step)}: what was learned before")
+        raise
+    written = [
+        made.write(name, learned, done.step)
+        for name, learned in (("best", done.best), ("last", done.last))
+        if learned is not None
+    ]
     if done.early:
         say(f"Ended after {patience} measurements without a better one")
+    if done.score is not None and done.start is not None and done.score <= done.start:
+        say(
+            f"No measurement ({done.score:.3f} at best) was above that of the start "
+            f"({done.start:.3f}): {weights} serves better than what was learned"
+        )
     if json is not None:
         write_json(
             json,
@@ -213,138 +266,3 @@ def finetune(
     if json != "-":
         for path in written:
             tell(f"Wrote {path}")
-
-
-def _there(module: str) -> bool:
-    try:
-        return find_spec(module) is not None
-    except ModuleNotFoundError:
-        return False
-
-
-def _start(weights: str, seed: int, pool: str, exponent: float | None) -> "Params":
-    """What training starts from, with the exponent that it starts with."""
-    from rmacjax.backbones import TORCHVISION_CONVENTION, Network, initialize
-    from rmacjax.descriptors import Params
-    from rmacjax.weights import load
-
-    if weights.startswith(UNTRAINED):
-        architecture = weights.removeprefix(UNTRAINED)
-        network = Network(architecture, False, TORCHVISION_CONVENTION, name=architecture)
-        params = Params(network, initialize(architecture, seed))
-    else:
-        params = load(weights)
-    if exponent is None:
-        exponent = 10.0 if pool == "rgem" else params.network.gem_p
-    if not (math.isfinite(exponent) and exponent >= 1):
-        raise ValueError(f"--exponent is at least 1, not {exponent}")
-    return params._replace(network=replace(params.network, gem_p=float(exponent)))
-
-
-def _source(data: str, stages: str | None, objects: int, long_side: int) -> "Source | Drawn":
-    from rmacjax.finetune.sources import GeneratedScenes, open_source, parse_stages
-
-    if stages is not None:
-        return GeneratedScenes(parse_stages(stages))
-    return open_source(data, long_side=long_side, n=objects, size=long_side)
-
-
-def _validator(
-    source: "Source | Drawn", validate: str | None, settings: "object", seed: int
-) -> "tuple[Source | Drawn, Validator | None]":
-    """What to train on, and what measures the network."""
-    from rmacjax.datasets import KNOWN, read_dataset, read_ground_truth
-    from rmacjax.descriptors import Settings
-    from rmacjax.finetune.sources import hold_out, is_labelled
-    from rmacjax.finetune.validation import label_validator, validator
-
-    if validate is None or not isinstance(settings, Settings):
-        return source, None
-    try:
-        share = float(validate)
-    except ValueError:
-        named = validate in KNOWN and not os.path.exists(validate)
-        truth = read_dataset(validate) if named else read_ground_truth(validate)
-        return source, validator(truth, settings=settings)
-    if not is_labelled(source):
-        raise ValueError(
-            f"{source.name} has no labels to hold a share of out: give --validate a data set"
-        )
-    trained, held_out = hold_out(source, share, seed)
-    return trained, label_validator(held_out, settings=settings)
-
-
-def _tell_plan(
-    params: "Params",
-    source: "Source | Drawn",
-    plan: "Plan",
-    run: "Run",
-    out: str,
-    json: str | None,
-) -> None:
-    from rmacjax.finetune.loop import first_batch
-    from rmacjax.finetune.optimizer import optimizer
-    from rmacjax.finetune.planning import abstract, plan_rows, plan_run
-    from rmacjax.finetune.state import initial_state
-    from rmacjax.finetune.step import everywhere, spread, train_step
-
-    batch, per_epoch = first_batch(source, plan, run)
-    state = everywhere(
-        initial_state(params, plan.forward, optimizer(plan.rates), average=plan.rates.average > 0)
-    )
-    found = plan_run(
-        train_step,
-        abstract(state),
-        abstract(spread(batch)),
-        options={"plan": plan},
-        trained=state.trained,
-        images=sum(len(block.images) for block in batch.blocks),
-        total_steps=plan.rates.steps,
-        steps_per_epoch=per_epoch,
-        chunk=plan.chunk,
-        folder=out,
-    )
-    if json is not None:
-        write_json(json, found._asdict() | {"fits": found.fits})
-    if json != "-":
-        rows = plan_rows(found)
-        width = max(len(name) for name, _ in rows)
-        for name, value in rows:
-            tell(f"{name:<{width}}  {value}")
-
-
-def _write(
-    out: str, done: "Finished", weights: str, data: str, plan: "Plan", settings: "object"
-) -> list[str]:
-    """Write the best and the last network."""
-    from dataclasses import asdict
-
-    from rmacjax.descriptors import Settings
-    from rmacjax.weights import provenance, save
-
-    scratch = weights.startswith(UNTRAINED)
-    known = {} if scratch else provenance(weights)
-    before = "random weights" if scratch else known["origin"]
-    source = "generated scenes" if data == "scenes" else os.path.basename(os.path.normpath(data))
-    kept = asdict(settings) if isinstance(settings, Settings) else {}
-    stored: dict[str, object] = {name: kept[name] for name in ("pool", "levels") if name in kept}
-    written = []
-    for name, params in (("best", done.best), ("last", done.last)):
-        if params is None:
-            continue
-        path = os.path.join(out, f"{name}.safetensors")
-        network = replace(params.network, name=os.path.basename(os.path.normpath(out)))
-        save(
-            path,
-            params._replace(network=network),
-            origin=f"{before}; trained for {done.step} steps on {source}",
-            licence=known.get("licence", "as its photos allow")
-            if data != "scenes" or known
-            else "Apache-2.0",
-            made_by="rmacjax finetune",
-            source_sha256=known.get("source_sha256", ""),
-            whitening_origin=f"trained with the network on {source}" if params.whitening else "",
-            settings=stored,
-        )
-        written.append(path)
-    return written

@@ -84,6 +84,9 @@ def kept_arrays(
         path: an .npz file, or where one would be.
         axes: the arrays that have to be in it, and how many axes each has.
         channels: the length of every last axis.
+
+    Raises:
+        OSError: it may not be read.
     """
     import numpy as np
 
@@ -99,6 +102,8 @@ def kept_arrays(
             and np.isfinite(array).all()
             for name, array in arrays.items()
         )
+    except PermissionError as error:
+        raise OSError(f"what was learned before cannot be read: {error}") from error
     except DAMAGED:
         whole = False
     if whole:

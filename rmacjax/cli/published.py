@@ -50,8 +50,9 @@ def recipe_of(
 
     if name not in RECIPES:
         raise ValueError(f"there is no recipe {name!r}; there are {', '.join(RECIPES)}")
+    expand = RECIPES[name].expand  # its default is no number, so that a given one is told from it
     for option in FIXED:
-        if given[option] != defaults[option]:
+        if given[option] not in (defaults[option], *([expand] if option == "expand" else [])):
             words = "--" + option.removesuffix("_on").removeprefix("at_").replace("_", "-")
             what = "what is searched" if option == "dataset" else words
             raise ValueError(f"the recipe {name!r} decides {what}: leave it out, or the recipe")

@@ -106,6 +106,8 @@ class RetrievalBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # 
         Args:
             folder: where the data set lies as distributed; None: NAME in the manual directory of
                 `download_and_prepare`'s configuration if that is there, else `default_folder`.
+                What was prepared so once is not prepared again where photos are found elsewhere
+                later: name the folder to keep two places apart.
             counts: how much there must be; None: the published numbers.
             file_format: that of the prepared files.
             data_dir: where they are written; what a `folder` holds is kept for each one apart, by

@@ -177,13 +177,18 @@ class Loader:
         Args:
             made: from `make`.
         """
-        blocks = []
+        blocks, seen = [], 0
         for images, sizes in made.blocks:
-            grids = [
-                self._regions(*map_size(self.network, height, width))
-                for height, width in sizes.tolist()
-            ]
-            blocks.append(Block(images, sizes, _shortened(np.stack(grids).astype(np.int32))))
+            grids = np.stack(
+                [
+                    self._regions(*map_size(self.network, height, width))
+                    for height, width in sizes.tolist()
+                ]
+            ).astype(np.int32)
+            # What could not be read has no vector, and no part in a running whitening.
+            grids[made.labels[seen : seen + len(images)] < 0] = 0
+            seen += len(images)
+            blocks.append(Block(images, sizes, _shortened(grids)))
         boxes = None
         if made.boxes_px is not None:
             size = made.blocks[-1][0].shape[1:3]

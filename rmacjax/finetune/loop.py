@@ -4,24 +4,25 @@ A run is a folder. Whatever decides what is learned is compared with what the fo
 were made with, so a run that was stopped, however it ended, goes on to the same result.
 """
 
-import hashlib
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any, NamedTuple
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import jax
 import numpy as np
 from jaxtyping import Int
 from rich.console import Console
 
-from rmacjax.descriptors import Params, Settings, fingerprint
+from rmacjax.descriptors import Params, fingerprint
 from rmacjax.finetune.batches import Batch
 from rmacjax.finetune.checkpoints import Checkpoints
 from rmacjax.finetune.describing import describe_images
 from rmacjax.finetune.loading import Batches, Loaded, Loader
 from rmacjax.finetune.optimizer import optimizer, rate_at
 from rmacjax.finetune.records import Records
+from rmacjax.finetune.runs import Diverged, Finished, Place, Run, identity, plain
+from rmacjax.finetune.sources.generated import GeneratedScenes
 from rmacjax.finetune.sources.plans import plan_epoch
 from rmacjax.finetune.sources.protocols import Drawn, Source, is_labelled
 from rmacjax.finetune.state import TrainState, initial_state, to_params
@@ -30,111 +31,11 @@ from rmacjax.finetune.validation import EarlyStop, Validation, Validator
 from rmacjax.mining import hard_negatives
 from rmacjax.weights import measure_activation_scale
 
-__all__ = ["Diverged", "Finished", "Run", "first_batch", "fit", "trained_params"]
+__all__ = ["first_batch", "fit", "trained_params"]
 
 CHECKPOINTS = "checkpoints"
-REGIONS = Settings(pool="rgem")
 NAMED = 8
 """So many of a bad batch's files are named."""
-
-
-@dataclass(frozen=True)
-class Run:
-    """How a run goes through its source.
-
-    Attributes:
-        seed: decides all that is drawn by chance.
-        settings: how photos are described when negatives are mined; training's own pool and levels.
-        objects: of each step, where a source has photos with labels.
-        images: of each object.
-        negatives: hard negatives of each object, mined before every epoch with the network as it is
-            then; 0 for none.
-        workers: processes that load images; 0 for none.
-        validate_every: steps between validations; 0 for none.
-        patience: validations in a row without a new best score after which the run ends; 0: never.
-        save_every: steps between checkpoints.
-        measured_on: what validations are made of, so that a run is not gone on with another.
-
-    Raises:
-        ValueError: a number that is out of range.
-    """
-
-    seed: int = 0
-    settings: Settings = REGIONS
-    objects: int = 16
-    images: int = 2
-    negatives: int = 0
-    workers: int = 2
-    validate_every: int = 0
-    patience: int = 0
-    save_every: int = 200
-    measured_on: str = ""
-
-    def __post_init__(self) -> None:
-        if self.save_every < 1 or self.seed < 0:
-            raise ValueError(
-                f"save_every must be at least 1 and seed at least 0, not {self.save_every} and "
-                f"{self.seed}"
-            )
-        if min(self.validate_every, self.patience, self.negatives, self.workers) < 0:
-            raise ValueError(
-                "validate_every, patience, negatives and workers must be at least 0, not "
-                f"{self.validate_every}, {self.patience}, {self.negatives} and {self.workers}"
-            )
-
-
-class Finished(NamedTuple):
-    """What a run came to.
-
-    Attributes:
-        last: what has been learned in the end.
-        best: that of the best validation; None without any.
-        step: steps taken.
-        score: the best validation's; None without any.
-        early: whether it ended because validations got no better.
-    """
-
-    last: Params
-    best: Params | None
-    step: int
-    score: float | None
-    early: bool
-
-
-class Diverged(RuntimeError):
-    """The loss is no number any more."""
-
-
-@dataclass
-class _Place:
-    """Where a run is in its source.
-
-    Attributes:
-        epoch: number of the epoch.
-        state: of the epoch's batches; None at its beginning.
-        negatives: (m, k) what was mined before it; None where nothing was.
-        stop: what validations have come to.
-    """
-
-    epoch: int = 0
-    state: dict[str, int] | None = None
-    negatives: Int[np.ndarray, "m k"] | None = None
-    stop: EarlyStop = field(default_factory=lambda: EarlyStop(0))
-
-    def extras(self) -> dict[str, object]:
-        """As a checkpoint keeps it."""
-        return {
-            "epoch": self.epoch,
-            "state": self.state,
-            "negatives": self.negatives,
-            "stop": list(self.stop),
-        }
-
-    @classmethod
-    def of(cls, extras: Mapping[str, Any]) -> "_Place":
-        """As a checkpoint kept it."""
-        stop = EarlyStop(*extras["stop"])
-        return cls(extras["epoch"], extras["state"], extras["negatives"], stop)
 
 
 def fit(
@@ -169,12 +70,12 @@ def fit(
     state = everywhere(
         initial_state(params, plan.forward, optimizer(plan.rates), average=plan.rates.average > 0)
     )
-    place = _Place(stop=EarlyStop(run.patience))
+    place = Place(stop=EarlyStop(run.patience))
     made_with = {
         "weights": fingerprint(params, run.settings),
-        "source": _identity(source),
-        "plan": _plain(asdict(plan)),
-        "run": _plain(asdict(replace(run, workers=0))),
+        "source": identity(source),
+        "plan": plain(asdict(plan)),
+        "run": plain(asdict(replace(run, workers=0))),
     }
     path = os.path.join(os.fsdecode(folder), CHECKPOINTS)
     with (
@@ -184,7 +85,7 @@ def fit(
         latest = checkpoints.latest()
         if latest is not None:
             state, extras = checkpoints.restore(state)
-            place = _Place.of(extras)
+            place = Place.of(extras)
         with Records(
             folder,
             total_steps=plan.rates.steps,
@@ -206,6 +107,7 @@ def fit(
             found,
             int(trainer.state.step),
             None if best is None else checkpoints.score(best),
+            trainer.place.start,
             trainer.place.stop.stop,
         )
 
@@ -213,11 +115,14 @@ def fit(
 def first_batch(source: Source | Drawn, plan: Plan, run: Run) -> tuple[Batch, int | None]:
     """The batch of the first step, and how many steps make an epoch where there are epochs.
 
-    Hard negatives have not been mined, so others stand in their places.
+    Of what is drawn in stages it is the first one of the stage with most pixels. Hard negatives
+    have not been mined, so others stand in their places.
     """
     with _loader(source, plan, replace(run, workers=0)) as loader:
         if not is_labelled(source):
-            return next(loader.drawn(1)).batch, None
+            staged = isinstance(source, GeneratedScenes)
+            first = source.largest(plan.rates.steps) if staged else 0
+            return next(loader.drawn(first + 1, first=first)).batch, None
         unmined = None
         if run.negatives:
             unmined = np.full((len(source), run.negatives), -1, np.int64)
@@ -250,7 +155,7 @@ class _Trainer:
     """A run under way."""
 
     state: TrainState
-    place: _Place
+    place: Place
     plan: Plan
     run: Run
     checkpoints: Checkpoints
@@ -265,7 +170,7 @@ class _Trainer:
         total = self.plan.rates.steps
         try:
             if step == 0:
-                self._measure(0)
+                self.place = replace(self.place, start=self._measure(0))
             while step < total and not self.place.stop.stop:
                 batches = self._epoch(step)
                 for loaded in batches:
@@ -312,7 +217,8 @@ class _Trainer:
         batch = loaded.batch
         self.state, facts = train_step(self.state, spread(batch), plan=self.plan)
         if not np.isfinite(float(facts["loss"])) or not np.isfinite(float(facts["gradient"])):
-            raise Diverged(self._sorry(step, loaded, facts))
+            last = trained_params(self.state, self.plan) if step > 0 else None
+            raise Diverged(self._sorry(step, loaded, facts), step, last)
         step += 1
         self.place = replace(self.place, state=batches.state())
         images = sum(len(block.images) for block in batch.blocks)
@@ -372,32 +278,9 @@ class _Trainer:
         files = ", ".join(loaded.files[:NAMED]) or "drawn for it"
         more = len(loaded.files) - NAMED
         rest = f" and {more} more" if more > 0 else ""
-        saved = f"checkpoint of step {self.saved}" if self.saved > 0 else "weights it began with"
         return (
             f"in step {step + 1} the loss is {float(facts['loss'])} and its gradient "
             f"{float(facts['gradient'])}, which nothing can be learned from; its images are "
-            f"{files}{rest}. What was learned before is in the {saved}. Try a lower rate, a longer "
-            "warm-up, a higher temperature, or float32 instead of bfloat16"
+            f"{files}{rest}. Try a lower rate, a longer warm-up, a higher temperature, or float32 "
+            "instead of bfloat16, in another folder"
         )
-
-
-def _identity(source: Source | Drawn) -> dict[str, object]:
-    """What makes a source the same: its name, and its labels or what it draws."""
-    if not is_labelled(source):
-        facts = {name: value for name, value in vars(source).items() if not name.startswith("_")}
-        files = facts.pop("files", ())
-        listed = hashlib.sha256("\n".join(files).encode()).hexdigest()[:16]
-        return {"drawn": _plain(facts), "files": len(files), "names": listed}
-    names = "\n".join(source.name_of(index) for index in range(len(source)))
-    digest = hashlib.sha256(names.encode())
-    digest.update(np.ascontiguousarray(source.labels).data)
-    return {"photos": len(source), "names and labels": digest.hexdigest()[:16]}
-
-
-def _plain(options: Any) -> Any:
-    """Options as JSON has them."""
-    if isinstance(options, Mapping):
-        return {str(name): _plain(value) for name, value in options.items()}
-    if isinstance(options, list | tuple):
-        return [_plain(value) for value in options]
-    return options

@@ -11,6 +11,7 @@ References:
     Revaud et al., "Learning with average precision", ICCV 2019 (the two passes).
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -58,6 +59,9 @@ class Objective:
             them; "none": left out.
         box_weight: weight of that term.
         box_temperature: of its cosines.
+
+    Raises:
+        ValueError: a weight below 0, or a margin or temperature that is not above it.
     """
 
     loss: LossName = "contrastive"
@@ -67,6 +71,15 @@ class Objective:
     boxes: Boxes = "none"
     box_weight: float = 1.0
     box_temperature: float = 0.05
+
+    def __post_init__(self) -> None:
+        for name in ("plain", "box_weight"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} is a weight, 0 or more, not {getattr(self, name)}.")
+        for name in ("margin", "temperature", "box_temperature"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"{name} must lie above 0, but is {value}.")
 
 
 @dataclass(frozen=True)
@@ -288,7 +301,7 @@ def gradients(
     seen, sums = [], []
     for blocks in chunked:
         outputs, moments = jax.lax.map(partial(see, state.trained), blocks)
-        seen.append(jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), outputs))
+        seen.append(jax.tree.map(_joined, outputs))
         sums.append(jax.tree.map(lambda x: jnp.sum(x, axis=0), moments))
     backward, facts = jax.grad(_objective, has_aux=True)(tuple(seen), batch, plan)
     gradient = jax.tree.map(jnp.zeros_like, state.trained)
@@ -308,11 +321,17 @@ def _cut(block: Block, chunk: int) -> Block:
     n = len(block.images)
     if n % chunk:
         raise ValueError(f"{n} images of a block do not make whole chunks of {chunk}.")
-    return jax.tree.map(lambda x: x.reshape(n // chunk, chunk, *x.shape[1:]), block)
+    return jax.tree.map(partial(_pieces, n=n // chunk), block)
 
 
 def _pieces(x: Array, *, n: int) -> Array:
-    return x.reshape(n, -1, *x.shape[1:])
+    """Deal rows out to n chunks, one by one: of rows on several devices, each chunk gets some."""
+    return jnp.swapaxes(x.reshape(-1, n, *x.shape[1:]), 0, 1)
+
+
+def _joined(x: Array) -> Array:
+    """The rows that `_pieces` dealt out."""
+    return jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:])
 
 
 def _summed(sums: list[Moments | None]) -> Moments | None:
@@ -330,6 +349,8 @@ def _train_step(
     gradient, facts, now = gradients(state, batch, plan)
     rates = plan.rates
     trained, inner = apply(rates, gradient, state.optimizer, state.trained)
+    # Below 1 it is no generalized mean of maxima's kind, and no weights file may hold it.
+    trained = trained._replace(log_exponent=jnp.maximum(trained.log_exponent, 0.0))
     average = state.average
     if average is not None:
         average = follow(average, trained, state.step, rates.average)

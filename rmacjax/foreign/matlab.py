@@ -32,6 +32,7 @@ _CODINGS = {1: "latin-1", 2: "latin-1", 4: "utf-16", 16: "utf-8", 17: "utf-16", 
 _COMPLEX = 0x0800
 _MOST_NUMBERS = 1 << 48
 _SPARE_VALUES = 1 << 16
+_BYTES_A_VALUE = 4
 _MOST_AXES = 8
 
 
@@ -50,7 +51,8 @@ def read_variables(
         most_bytes: what is deflated may come to so many bytes, all of it together.
         deepest: cells and structures may lie in each other so often.
         most_values: so many values may lie in all of them together. Neither may there be more than
-            the file has bytes, beside 65,536: an empty one takes eight, but hardly one deflated.
+            one in four bytes of the file, beside 65,536: a name takes more, also deflated, and an
+            empty one, which hardly takes any, costs hundreds of bytes once it is made.
         wanted: names of variables, others are passed over; None: all.
 
     Returns:
@@ -68,7 +70,9 @@ def read_variables(
         raise Refusal("is no MATLAB file of version 5 to 7")
     found: dict[str, object] = {}
     position, room = _HEADER_BYTES, most_bytes
-    reader = _Reader(order, deepest, min(most_values, len(content) + _SPARE_VALUES))
+    reader = _Reader(
+        order, deepest, min(most_values, len(content) // _BYTES_A_VALUE + _SPARE_VALUES)
+    )
     try:
         while position < len(content):
             kind, data, position = reader.element(content, position)

@@ -113,6 +113,19 @@ class GeneratedScenes:
             step -= stage.steps
         return self.stages[-1]
 
+    def largest(self, steps: int) -> int:
+        """The first step with as many pixels as any of a run, which takes the most memory.
+
+        Args:
+            steps: of the run.
+        """
+        firsts, first = [], 0
+        for stage in self.stages:
+            if first < steps:
+                firsts.append(first)
+            first += stage.steps
+        return max(firsts, key=lambda step: self.stage_of(step).n * self.stage_of(step).size ** 2)
+
     def draw(self, seed: int, step: int) -> Drawing:
         """Draw a step's pairs, which depend on seed and step alone.
 

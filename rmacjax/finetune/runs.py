@@ -1,0 +1,160 @@
+"""What a run is: how it goes through its source, where it is, what it comes to, what it is of."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Int
+
+from rmacjax.descriptors import Params, Settings
+from rmacjax.finetune.sources.protocols import Drawn, Source, is_labelled
+from rmacjax.finetune.validation import EarlyStop
+
+__all__ = ["Diverged", "Finished", "Place", "Run", "identity", "plain"]
+
+REGIONS = Settings(pool="rgem")
+
+
+@dataclass(frozen=True)
+class Run:
+    """How a run goes through its source.
+
+    Attributes:
+        seed: decides all that is drawn by chance.
+        settings: how photos are described when negatives are mined; training's own pool and levels.
+        objects: of each step, where a source has photos with labels.
+        images: of each object.
+        negatives: hard negatives of each object, mined before every epoch with the network as it is
+            then; 0 for none.
+        workers: processes that load images; 0 for none.
+        validate_every: steps between validations; 0 for none.
+        patience: validations in a row without a new best score after which the run ends; 0: never.
+        save_every: steps between checkpoints.
+        measured_on: what validations are made of, so that a run is not gone on with another.
+
+    Raises:
+        ValueError: a number that is out of range.
+    """
+
+    seed: int = 0
+    settings: Settings = REGIONS
+    objects: int = 16
+    images: int = 2
+    negatives: int = 0
+    workers: int = 2
+    validate_every: int = 0
+    patience: int = 0
+    save_every: int = 200
+    measured_on: str = ""
+
+    def __post_init__(self) -> None:
+        if self.save_every < 1 or self.seed < 0:
+            raise ValueError(
+                f"save_every must be at least 1 and seed at least 0, not {self.save_every} and "
+                f"{self.seed}"
+            )
+        if min(self.validate_every, self.patience, self.negatives, self.workers) < 0:
+            raise ValueError(
+                "validate_every, patience, negatives and workers must be at least 0, not "
+                f"{self.validate_every}, {self.patience}, {self.negatives} and {self.workers}"
+            )
+
+
+class Finished(NamedTuple):
+    """What a run came to.
+
+    Attributes:
+        last: what has been learned in the end.
+        best: that of the best validation; None without any.
+        step: steps taken.
+        score: the best validation's; None without any.
+        start: the score before the first step; None without validation.
+        early: whether it ended because validations got no better.
+    """
+
+    last: Params
+    best: Params | None
+    step: int
+    score: float | None
+    start: float | None
+    early: bool
+
+
+class Diverged(RuntimeError):
+    """The loss is no number any more.
+
+    Attributes:
+        step: steps taken before.
+        last: what had been learned by then; None where that is what training began with.
+    """
+
+    def __init__(self, sentence: str, step: int = 0, last: Params | None = None) -> None:
+        """Say so, and keep what there is.
+
+        Args:
+            sentence: which step it was, and what to try.
+            step: see above.
+            last: see above.
+        """
+        super().__init__(sentence)
+        self.step = step
+        self.last = last
+
+
+@dataclass
+class Place:
+    """Where a run is in its source.
+
+    Attributes:
+        epoch: number of the epoch.
+        state: of the epoch's batches; None at its beginning.
+        negatives: (m, k) what was mined before it; None where nothing was.
+        stop: what validations have come to.
+        start: the score before the first step; None where nothing was measured.
+    """
+
+    epoch: int = 0
+    state: dict[str, int] | None = None
+    negatives: Int[np.ndarray, "m k"] | None = None
+    stop: EarlyStop = field(default_factory=lambda: EarlyStop(0))
+    start: float | None = None
+
+    def extras(self) -> dict[str, object]:
+        """As a checkpoint keeps it."""
+        return {
+            "epoch": self.epoch,
+            "state": self.state,
+            "negatives": self.negatives,
+            "stop": list(self.stop),
+            "start": self.start,
+        }
+
+    @classmethod
+    def of(cls, extras: Mapping[str, Any]) -> "Place":
+        """As a checkpoint kept it."""
+        stop = EarlyStop(*extras["stop"])
+        return cls(extras["epoch"], extras["state"], extras["negatives"], stop, extras["start"])
+
+
+def identity(source: Source | Drawn) -> dict[str, object]:
+    """What makes a source the same: its name, and its labels or what it draws."""
+    if not is_labelled(source):
+        facts = {name: value for name, value in vars(source).items() if not name.startswith("_")}
+        files = facts.pop("files", ())
+        listed = hashlib.sha256("\n".join(files).encode()).hexdigest()[:16]
+        return {"drawn": plain(facts), "files": len(files), "names": listed}
+    names = "\n".join(source.name_of(index) for index in range(len(source)))
+    digest = hashlib.sha256(names.encode())
+    digest.update(np.ascontiguousarray(source.labels).data)
+    return {"photos": len(source), "names and labels": digest.hexdigest()[:16]}
+
+
+def plain(options: Any) -> Any:
+    """Options as JSON has them."""
+    if isinstance(options, Mapping):
+        return {str(name): plain(value) for name, value in options.items()}
+    if isinstance(options, list | tuple):
+        return [plain(value) for value in options]
+    return options
