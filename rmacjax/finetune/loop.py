@@ -120,8 +120,8 @@ def first_batch(source: Source | Drawn, plan: Plan, run: Run) -> tuple[Batch, in
     """
     with _loader(source, plan, replace(run, workers=0)) as loader:
         if not is_labelled(source):
-            staged = isinstance(source, GeneratedScenes)
-            first = source.largest(plan.rates.steps) if staged else 0
+            steps = plan.rates.steps
+            first = source.largest(steps) if isinstance(source, GeneratedScenes) else 0
             return next(loader.drawn(first + 1, first=first)).batch, None
         unmined = None
         if run.negatives:
@@ -217,8 +217,8 @@ class _Trainer:
         batch = loaded.batch
         self.state, facts = train_step(self.state, spread(batch), plan=self.plan)
         if not np.isfinite(float(facts["loss"])) or not np.isfinite(float(facts["gradient"])):
-            last = trained_params(self.state, self.plan) if step > 0 else None
-            raise Diverged(self._sorry(step, loaded, facts), step, last)
+            learned = trained_params(self.state, self.plan) if step > 0 else None
+            raise Diverged(self._sorry(step, loaded, facts), step, learned)
         step += 1
         self.place = replace(self.place, state=batches.state())
         images = sum(len(block.images) for block in batch.blocks)
