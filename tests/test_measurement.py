@@ -587,6 +587,9 @@ def test_thresholds_are_saved_with_the_weights(capsys, folder, truth, weights, t
         (["--recipe", "no-such"], "paper-oxford5k"),
         (["--recipe", "paper-oxford5k", "--levels", "4"], "--levels"),
         (["--recipe", "paper-oxford5k", "--expand", "4"], "--expand"),
+        (["--recipe", "paper-oxford5k", "--no-last-pool"], "--no-last-pool"),
+        (["--recipe", "paper-oxford5k-mac", "--levels", "3"], "--levels"),
+        (["--recipe", "revisited-roxford5k", "--expand", "5"], "--expand"),
         (["somewhere", "--recipe", "paper-oxford5k"], "what is searched"),
         (["--recipe", "sfm-gem-oxford5k"], "--weights"),
         ([], "dataset"),
@@ -629,11 +632,20 @@ def test_a_recipe_gives_no_verdict_on_another_run(capsys, folder, weights, tmp_p
     assert len(found["unlike_the_recipe"]) == 3
 
 
-def test_a_recipe_may_be_told_what_it_decides(capsys, tmp_path):
-    words = ["--recipe", "paper-oxford5k", "--expand", "5", "--rerank", "1000"]
-    words += ["--weights", "default", "--data-dir", str(tmp_path), "--no-cache"]
-    assert main(["evaluate", *words]) == 1  # for want of photos
-    assert str(tmp_path / "oxford5k") in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("recipe", "words"),
+    [
+        ("paper-oxford5k", ["--expand", "5", "--rerank", "1000", "--long-side", "1024"]),
+        ("paper-oxford5k", ["--whiten", "paris6k", "--pool", "rmac", "--levels", "3"]),
+        ("paper-oxford5k", ["oxford5k", "--last-pool", "--scales", "1"]),
+        ("revisited-roxford5k", ["--rerank", "0", "--expand", "0"]),
+        ("sfm-gem-oxford5k", ["--pool", "gem", "--scales", "1", str(0.5**0.5), "0.5"]),
+    ],
+)
+def test_a_recipe_may_be_told_what_it_decides(capsys, tmp_path, recipe, words):
+    words = [*words, "--recipe", recipe, "--weights", "default", "--data-dir", str(tmp_path)]
+    assert main(["evaluate", *words, "--no-cache"]) == 1  # for want of photos
+    assert str(tmp_path / RECIPES[recipe].dataset) in capsys.readouterr().err
 
 
 def test_a_recipes_network_is_taken_where_none_was_named(capsys, tmp_path):
