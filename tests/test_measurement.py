@@ -15,6 +15,7 @@ from rmacjax import measurement, recipes
 from rmacjax.augmentation import augment
 from rmacjax.backbones import TORCHVISION_CONVENTION, Network, initialize
 from rmacjax.cli import main
+from rmacjax.cli.comparisons import compared_ways
 from rmacjax.cli.published import compared, departures, recipes_weights
 from rmacjax.datasets import GroundTruth, Query
 from rmacjax.descriptors import Params, Settings
@@ -524,6 +525,29 @@ def test_other_ways_are_compared_and_pages_written(capsys, folder, weights, tmp_
     assert "thing 0" in page and "✓ right" in page and "✗ another" in page
 
 
+@pytest.mark.parametrize("photos", [12, 2000])
+@pytest.mark.parametrize("first_stage", ["descriptor", "regions", "diffusion"])
+def test_rows_of_dba_are_those_that_it_changes(photos, first_stage):
+    options = {"rerank": 1000, "expand": 5, "first_stage": first_stage}
+    first, *ways = compared_ways(photos, ["dba"], fusion=0.5, **options)
+    start = None if first_stage == "regions" else "DBA"
+    rows = (start, "DBA + AML", "DBA + AML + QE")
+    assert ways == [dataclasses.replace(first, rows=rows, augment=10)]
+    if first_stage != "regions":
+        first, way = compared_ways(photos, ["dba"], fusion=0.0, **options)
+        depth = {"rerank": 0, "expand": 0} if photos == 12 else {}
+        rows = ("DBA", None, None) if photos == 12 else rows
+        assert way == dataclasses.replace(first, rows=rows, augment=10, **depth)
+
+
+def test_dba_counts_where_whole_photos_do(capsys, folder, weights):
+    words = ["--also", "dba", "--first-stage", "regions", "--no-cache", "--weights", weights]
+    rows = evaluated(capsys, folder, *words, "--fusion", "0.8")["rows"]
+    named = {row["search"]: row["per_query"] for row in rows}
+    assert list(named) == ["filter", "+ AML", "+ AML + QE", "DBA + AML", "DBA + AML + QE"]
+    assert named["DBA + AML"] != named["+ AML"]
+
+
 def test_whole_queries_are_told(capsys, folder, weights, tmp_path):
     words = ["evaluate", folder, "--weights", weights, "--no-cache", "--queries", "whole"]
     assert main([*words, "--long-side", "128", "--rerank", "0"]) == 0
@@ -600,10 +624,6 @@ def test_thresholds_are_saved_with_the_weights(capsys, folder, truth, weights, t
         ([".", "--also", "regions", "--first-stage", "regions"], "once more"),
         ([".", "--also", "diffusion", "--first-stage", "diffusion"], "once more"),
         ([".", "--also", "dba", "--first-stage", "regions"], "ranks them by others"),
-        (
-            [".", "--also", "dba", "--first-stage", "regions", "--fusion", "0.5"],
-            "ranks them by others",
-        ),
     ],
 )
 def test_what_contradicts_itself_is_refused(capsys, words, said, tmp_path, monkeypatch):
