@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import sys
+from pathlib import Path
 
 import numpy as np
 import oracles
@@ -441,6 +442,27 @@ def test_damaged_sums_begin_anew(capsys, truth, params, tmp_path):
         again, _ = learning.learn(params, truth.paths[:4], SETTINGS, kept=str(kept))
         assert capsys.readouterr().err.count("is damaged, and made anew") == 1
         np.testing.assert_array_equal(again.projection, whole.projection)
+
+
+@pytest.mark.parametrize("why", ["Permission denied", "Is a directory"])
+def test_what_cannot_be_opened_is_not_called_damaged(
+    capsys, truth, params, tmp_path, monkeypatch, why
+):
+    from rmacjax.cli import learning
+
+    kept = tmp_path / "sums.npz.begun"
+    if why == "Is a directory":
+        kept.mkdir()
+    else:
+        kept.write_bytes(b"numbers")
+
+        def refused(path):
+            raise PermissionError(13, why, str(path))
+
+        monkeypatch.setattr(Path, "read_bytes", refused)
+    with pytest.raises(OSError, match=rf"{kept}'.* cannot be read: {why}; make it readable"):
+        learning.learn(params, truth.paths[:2], SETTINGS, kept=str(kept))
+    assert kept.exists() and "damaged" not in capsys.readouterr().err
 
 
 def test_what_is_damaged_in_the_cache_is_made_anew(capsys, folder, weights, tmp_path):
