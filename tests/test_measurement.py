@@ -18,9 +18,10 @@ from rmacjax.backbones import TORCHVISION_CONVENTION, Network, initialize
 from rmacjax.cli import main
 from rmacjax.cli.comparisons import compared_ways
 from rmacjax.cli.published import compared, departures, recipes_weights
+from rmacjax.cli.scores import may_be_found
 from rmacjax.datasets import GroundTruth, Query
 from rmacjax.descriptors import Params, Settings
-from rmacjax.evaluation import revisited_protocol
+from rmacjax.evaluation import revisited_protocol, threshold_at
 from rmacjax.measurement import Row, Score, Way, measure, searches, trust
 from rmacjax.preprocessing import encode_jpeg
 from rmacjax.recipes import RECIPES
@@ -610,7 +611,10 @@ def test_thresholds_are_saved_with_the_weights(capsys, folder, truth, weights, t
     words[0] = str(tmp_path)
     command = ["evaluate", *map(str, words), str(out), "--fusion", "0.5", "--long-side", "128"]
     assert main(command) == 0
-    assert "learned from 5 searches for what is not there" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "learned from 5 searches for what is not there" in said
+    assert said.count("of other absent objects, 45% may count as found") == 1
+    assert "of so few, 45% of others may" in said
     more = dict(load(out).network.thresholds)
     assert set(learned) < set(more) and any("fusion=0.5" in kind for kind in more)
     sources = describe_file(out)["settings"]["thresholds learned on"]
@@ -625,6 +629,14 @@ def test_thresholds_are_saved_with_the_weights(capsys, folder, truth, weights, t
     sources = describe_file(out)["settings"]["thresholds learned on"]
     assert sources[kinds["rerank"][0]] == "long ago"
     assert sources[kinds["filter"][0]] == "others, 5 absent"
+
+
+@pytest.mark.parametrize("count", [1, 5, 29])
+def test_the_share_that_is_told_is_that_of_the_threshold(rng, count):
+    """Of lines learned from so many scores, one in twenty lets in more of all others."""
+    lines = [threshold_at(scores) for scores in rng.random((20_000, count))]
+    let_in = 1 - np.asarray(lines)
+    assert np.mean(let_in > may_be_found(count)) == pytest.approx(0.05, abs=0.006)
 
 
 @pytest.mark.parametrize(

@@ -304,6 +304,7 @@ def _save_thresholds(
     What was learned before for other kinds of scores stays, and so does what that was learned on,
     unless the whitening is new. A line that finds hardly anything is none.
     """
+    from rmacjax.cli.scores import may_be_found
     from rmacjax.weights import describe_file, provenance, save
 
     known, facts = provenance(weights), describe_file(weights)
@@ -349,7 +350,7 @@ def _save_thresholds(
     if fewest < FEW_ABSENT:
         say(
             f"These lines were learned from {fewest} searches for what is not there, which are few "
-            f"(fewer than {FEW_ABSENT}): of other absent objects, {min(3 / fewest, 1):.0%} may "
+            f"(fewer than {FEW_ABSENT}): of other absent objects, {may_be_found(fewest):.0%} may "
             "count as found"
         )
     say(f"Wrote {out}: scores that count as found, learned on {learned_on}")
