@@ -375,6 +375,15 @@ def test_what_cannot_be_read_counts_as_missed_and_is_told(capsys, truth, weights
     assert "lone.jpg" in (pages / "query-0004.html").read_text()
 
 
+def test_help_and_builders_say_what_becomes_of_photos_that_cannot_be_read(capsys):
+    from rmacjax.datasets import builders
+
+    assert main(["evaluate", "--help"]) == 0
+    said = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "cannot be read counts as missed" in said and "builders) leave both out" in said
+    assert "counts as missed and such a query finds nothing" in " ".join(builders.__doc__.split())
+
+
 def test_without_one_query_that_can_be_read_nothing_is_measured(collection, truth, tmp_path):
     gone = truth.queries[0]._replace(path=str(tmp_path / "gone.jpg"))
     with pytest.raises(OSError, match=r"none of the queries of things .*gone\.jpg"):

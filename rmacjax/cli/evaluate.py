@@ -89,6 +89,8 @@ def evaluate(
     query expansion (QE); each with the interval in which it lies for other queries of the kind.
 
     What is described is kept, so that the same command can be interrupted and goes on from there.
+    A photo that cannot be read counts as missed where it would be right, and a query without a
+    photo finds nothing; prepared data sets (rmacjax.datasets.builders) leave both out.
 
     For example:
 
