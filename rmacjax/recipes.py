@@ -37,7 +37,7 @@ class Recipe:
         whiten: the dataset whose regions whitening is learned on; None: that of the weights.
         last_pool: whether the network ends with its last pooling; None: as the weights say.
         pool: how a descriptor is made.
-        levels: scales of the grid of regions; None: three, where there is one.
+        levels: scales of the grid of regions; None where there is none.
         scales: of each photo.
         rerank: how many of the best photos are re-ranked.
         expand: how many of the best boxes join the query.
@@ -52,7 +52,7 @@ class Recipe:
     whiten: str | None = None
     last_pool: bool | None = True
     pool: Literal["rmac", "mac", "gem"] = "rmac"
-    levels: int | None = None
+    levels: int | None = 3
     scales: tuple[float, ...] = (1.0,)
     rerank: int = 1000
     expand: int = 5
@@ -72,7 +72,17 @@ def _paper(
 ) -> Recipe:
     rows = dict(zip(("filter", "+ AML", "+ AML + QE"), scores, strict=True))
     expected = {row: {"mAP": score} for row, score in rows.items()}
-    return Recipe(dataset, expected, 1.5, PAPER, weights, whiten, pool=pool, architecture=weights)
+    return Recipe(
+        dataset,
+        expected,
+        1.5,
+        PAPER,
+        weights,
+        whiten,
+        pool=pool,
+        levels=3 if pool == "rmac" else None,
+        architecture=weights,
+    )
 
 
 def _revisited(dataset: str, whiten: str, medium: float, hard: float) -> Recipe:
@@ -89,6 +99,7 @@ def _fine_tuned(dataset: str, scores: Mapping[str, float]) -> Recipe:
         weights=None,
         last_pool=None,
         pool="gem",
+        levels=None,
         scales=(1.0, 0.5**0.5, 0.5),
         rerank=0,
         expand=0,

@@ -93,7 +93,7 @@ def test_classic(tmp_path, name, suffix):
     assert example["box"].tolist() == list(BOXES["clock_2"])  # reached outside
     found = {source["database"][i]["filename"].decode() for i in example["positives"]}
     assert found == {f"{each}.jpg" for each in (*QUERIES[1][3], *QUERIES[1][4])}
-    assert builder.info.metadata == {"protocol": "classic", "left_out": []}
+    assert builder.info.metadata == {"protocol": "classic", "folder": str(root), "left_out": []}
     files = [file.name for file in Path(builder.data_dir).iterdir()]
     assert any("array_record" in file for file in files)
     assert not any("tfrecord" in file for file in files)
@@ -287,6 +287,60 @@ def test_where_photos_are_looked_for(tmp_path, monkeypatch):
         assert prepare(place) == [str(file)]
     with pytest.raises(FileNotFoundError, match="holds 5 photos of Oxford5k where 5063 belong"):
         prepared("oxford5k", tmp_path / "data" / "oxford5k", tmp_path / "2")
+
+
+def test_what_was_prepared_of_one_place_never_stands_for_another(tmp_path, monkeypatch):
+    """Without a folder: it is found again, wherever it came from, until photos lie elsewhere."""
+    for count, place in enumerate(("a", "b", "c"), 1):
+        for number in range(count):
+            photo(tmp_path / place / "image_folder" / f"{number}.jpg", number)
+    manual = tfds.download.DownloadConfig(manual_dir=tmp_path / "c")
+
+    def count(config=None, **options):
+        builder = tfds.builder("image_folder", data_dir=tmp_path / "out", **options)
+        builder.download_and_prepare(download_config=config)
+        return len(builder.as_data_source("database"))
+
+    monkeypatch.setenv("RMACJAX_DATA", str(tmp_path / "nowhere"))
+    assert count(manual) == 3
+    # The same, also without the configuration that led there: there are no others.
+    assert (count(manual), count()) == (3, 3)
+    assert len(tfds.builder("image_folder", data_dir=tmp_path / "out").as_data_source()) == 1
+    (tmp_path / "link").symlink_to(tmp_path / "c")
+    monkeypatch.setenv("RMACJAX_DATA", str(tmp_path / "link"))
+    assert count() == 3
+    elsewhere = rf"prepared from {tmp_path}/c/image_folder, and photos of .* lie in {tmp_path}/a/"
+    monkeypatch.setenv("RMACJAX_DATA", str(tmp_path / "a"))
+    with pytest.raises(ValueError, match=elsewhere):
+        count()
+    assert count(manual) == 3
+    assert count(folder=tmp_path / "a" / "image_folder") == 1
+    anew = tfds.download.DownloadConfig(download_mode=tfds.GenerateMode.REUSE_CACHE_IF_EXISTS)
+    assert (count(anew), count()) == (1, 1)
+    with pytest.raises(ValueError, match=r"lie in .*/c/image_folder now: name that folder"):
+        count(manual)
+    # What lies in the manual directory that is looked into unasked counts as well.
+    (tmp_path / "out" / "downloads" / "manual").mkdir(parents=True)
+    (tmp_path / "b" / "image_folder").rename(tmp_path / "out/downloads/manual/image_folder")
+    with pytest.raises(ValueError, match=r"lie in .*/manual/image_folder now"):
+        count()
+
+
+def test_prepared_data_that_do_not_say_whence_are_taken(tmp_path, monkeypatch):
+    """As they were written before it was noted."""
+    photo(tmp_path / "a" / "image_folder" / "0.jpg", 0)
+    monkeypatch.setenv("RMACJAX_DATA", str(tmp_path / "a"))
+    builder = tfds.builder("image_folder", data_dir=tmp_path / "out")
+    builder.download_and_prepare()
+    file = Path(builder.data_dir) / "metadata.json"
+    facts = json.loads(file.read_text())
+    assert facts.pop("folder") == str(tmp_path / "a" / "image_folder")
+    file.write_text(json.dumps(facts))
+    (tmp_path / "a").rename(tmp_path / "b")
+    monkeypatch.setenv("RMACJAX_DATA", str(tmp_path / "b"))
+    again = tfds.builder("image_folder", data_dir=tmp_path / "out")
+    again.download_and_prepare()
+    assert len(again.as_data_source("database")) == 1
 
 
 SCRIPT = """

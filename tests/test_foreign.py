@@ -250,9 +250,13 @@ def test_values_are_counted_before_they_are_made(tmp_path):
     cell[:] = [["a", "b"]]
     nested = np.empty((1, 2), object)
     nested[0, 0], nested[0, 1] = cell, {"a": 1.0}
-    assert read(mat(tmp_path, {"x": nested}), most_values=6)["x"][0] == ["a", "b"]
-    with pytest.raises(Damage, match="holds more than 5 values"):
-        read(mat(tmp_path, {"x": nested}), most_values=5)
+    # Two cells, two more in the first; a field's name, a structure, an array of numbers.
+    assert read(mat(tmp_path, {"x": nested}), most_values=10)["x"][0] == ["a", "b"]
+    with pytest.raises(Damage, match="holds more than 9 values"):
+        read(mat(tmp_path, {"x": nested}), most_values=9)
+    assert len(read(mat(tmp_path, {"x": "a" * 639}), most_values=9)["x"]) == 639
+    with pytest.raises(Damage, match="holds more than 9 values"):
+        read(mat(tmp_path, {"x": "a" * 640}), most_values=9)
 
 
 def test_an_array_of_a_million_axes_is_not_looked_through():

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import sys
+from pathlib import Path
 
 import numpy as np
 import oracles
@@ -15,10 +16,12 @@ from rmacjax import measurement, recipes
 from rmacjax.augmentation import augment
 from rmacjax.backbones import TORCHVISION_CONVENTION, Network, initialize
 from rmacjax.cli import main
+from rmacjax.cli.comparisons import compared_ways
 from rmacjax.cli.published import compared, departures, recipes_weights
+from rmacjax.cli.scores import may_be_found
 from rmacjax.datasets import GroundTruth, Query
 from rmacjax.descriptors import Params, Settings
-from rmacjax.evaluation import revisited_protocol
+from rmacjax.evaluation import revisited_protocol, threshold_at
 from rmacjax.measurement import Row, Score, Way, measure, searches, trust
 from rmacjax.preprocessing import encode_jpeg
 from rmacjax.recipes import RECIPES
@@ -372,6 +375,15 @@ def test_what_cannot_be_read_counts_as_missed_and_is_told(capsys, truth, weights
     assert "lone.jpg" in (pages / "query-0004.html").read_text()
 
 
+def test_help_and_builders_say_what_becomes_of_photos_that_cannot_be_read(capsys):
+    from rmacjax.datasets import builders
+
+    assert main(["evaluate", "--help"]) == 0
+    said = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "cannot be read counts as missed" in said and "builders) leave both out" in said
+    assert "counts as missed and such a query finds nothing" in " ".join(builders.__doc__.split())
+
+
 def test_without_one_query_that_can_be_read_nothing_is_measured(collection, truth, tmp_path):
     gone = truth.queries[0]._replace(path=str(tmp_path / "gone.jpg"))
     with pytest.raises(OSError, match=r"none of the queries of things .*gone\.jpg"):
@@ -440,6 +452,27 @@ def test_damaged_sums_begin_anew(capsys, truth, params, tmp_path):
         again, _ = learning.learn(params, truth.paths[:4], SETTINGS, kept=str(kept))
         assert capsys.readouterr().err.count("is damaged, and made anew") == 1
         np.testing.assert_array_equal(again.projection, whole.projection)
+
+
+@pytest.mark.parametrize("why", ["Permission denied", "Is a directory"])
+def test_what_cannot_be_opened_is_not_called_damaged(
+    capsys, truth, params, tmp_path, monkeypatch, why
+):
+    from rmacjax.cli import learning
+
+    kept = tmp_path / "sums.npz.begun"
+    if why == "Is a directory":
+        kept.mkdir()
+    else:
+        kept.write_bytes(b"numbers")
+
+        def refused(path):
+            raise PermissionError(13, why, str(path))
+
+        monkeypatch.setattr(Path, "read_bytes", refused)
+    with pytest.raises(OSError, match=rf"{kept}'.* cannot be read: {why}; make it readable"):
+        learning.learn(params, truth.paths[:2], SETTINGS, kept=str(kept))
+    assert kept.exists() and "damaged" not in capsys.readouterr().err
 
 
 def test_what_is_damaged_in_the_cache_is_made_anew(capsys, folder, weights, tmp_path):
@@ -524,6 +557,29 @@ def test_other_ways_are_compared_and_pages_written(capsys, folder, weights, tmp_
     assert "thing 0" in page and "✓ right" in page and "✗ another" in page
 
 
+@pytest.mark.parametrize("photos", [12, 2000])
+@pytest.mark.parametrize("first_stage", ["descriptor", "regions", "diffusion"])
+def test_rows_of_dba_are_those_that_it_changes(photos, first_stage):
+    options = {"rerank": 1000, "expand": 5, "first_stage": first_stage}
+    first, *ways = compared_ways(photos, ["dba"], fusion=0.5, **options)
+    start = None if first_stage == "regions" else "DBA"
+    rows = (start, "DBA + AML", "DBA + AML + QE")
+    assert ways == [dataclasses.replace(first, rows=rows, augment=10)]
+    if first_stage != "regions":
+        first, way = compared_ways(photos, ["dba"], fusion=0.0, **options)
+        depth = {"rerank": 0, "expand": 0} if photos == 12 else {}
+        rows = ("DBA", None, None) if photos == 12 else rows
+        assert way == dataclasses.replace(first, rows=rows, augment=10, **depth)
+
+
+def test_dba_counts_where_whole_photos_do(capsys, folder, weights):
+    words = ["--also", "dba", "--first-stage", "regions", "--no-cache", "--weights", weights]
+    rows = evaluated(capsys, folder, *words, "--fusion", "0.8")["rows"]
+    named = {row["search"]: row["per_query"] for row in rows}
+    assert list(named) == ["filter", "+ AML", "+ AML + QE", "DBA + AML", "DBA + AML + QE"]
+    assert named["DBA + AML"] != named["+ AML"]
+
+
 def test_whole_queries_are_told(capsys, folder, weights, tmp_path):
     words = ["evaluate", folder, "--weights", weights, "--no-cache", "--queries", "whole"]
     assert main([*words, "--long-side", "128", "--rerank", "0"]) == 0
@@ -564,7 +620,10 @@ def test_thresholds_are_saved_with_the_weights(capsys, folder, truth, weights, t
     words[0] = str(tmp_path)
     command = ["evaluate", *map(str, words), str(out), "--fusion", "0.5", "--long-side", "128"]
     assert main(command) == 0
-    assert "learned from 5 searches for what is not there" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "learned from 5 searches for what is not there" in said
+    assert said.count("of other absent objects, 45% may count as found") == 1
+    assert "of so few, 45% of others may" in said
     more = dict(load(out).network.thresholds)
     assert set(learned) < set(more) and any("fusion=0.5" in kind for kind in more)
     sources = describe_file(out)["settings"]["thresholds learned on"]
@@ -581,12 +640,23 @@ def test_thresholds_are_saved_with_the_weights(capsys, folder, truth, weights, t
     assert sources[kinds["filter"][0]] == "others, 5 absent"
 
 
+@pytest.mark.parametrize("count", [1, 5, 29])
+def test_the_share_that_is_told_is_that_of_the_threshold(rng, count):
+    """Of lines learned from so many scores, one in twenty lets in more of all others."""
+    lines = [threshold_at(scores) for scores in rng.random((20_000, count))]
+    let_in = 1 - np.asarray(lines)
+    assert np.mean(let_in > may_be_found(count)) == pytest.approx(0.05, abs=0.006)
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
         (["--recipe", "no-such"], "paper-oxford5k"),
         (["--recipe", "paper-oxford5k", "--levels", "4"], "--levels"),
         (["--recipe", "paper-oxford5k", "--expand", "4"], "--expand"),
+        (["--recipe", "paper-oxford5k", "--no-last-pool"], "--no-last-pool"),
+        (["--recipe", "paper-oxford5k-mac", "--levels", "3"], "--levels"),
+        (["--recipe", "revisited-roxford5k", "--expand", "5"], "--expand"),
         (["somewhere", "--recipe", "paper-oxford5k"], "what is searched"),
         (["--recipe", "sfm-gem-oxford5k"], "--weights"),
         ([], "dataset"),
@@ -597,10 +667,6 @@ def test_thresholds_are_saved_with_the_weights(capsys, folder, truth, weights, t
         ([".", "--also", "regions", "--first-stage", "regions"], "once more"),
         ([".", "--also", "diffusion", "--first-stage", "diffusion"], "once more"),
         ([".", "--also", "dba", "--first-stage", "regions"], "ranks them by others"),
-        (
-            [".", "--also", "dba", "--first-stage", "regions", "--fusion", "0.5"],
-            "ranks them by others",
-        ),
     ],
 )
 def test_what_contradicts_itself_is_refused(capsys, words, said, tmp_path, monkeypatch):
@@ -629,11 +695,20 @@ def test_a_recipe_gives_no_verdict_on_another_run(capsys, folder, weights, tmp_p
     assert len(found["unlike_the_recipe"]) == 3
 
 
-def test_a_recipe_may_be_told_what_it_decides(capsys, tmp_path):
-    words = ["--recipe", "paper-oxford5k", "--expand", "5", "--rerank", "1000"]
-    words += ["--weights", "default", "--data-dir", str(tmp_path), "--no-cache"]
-    assert main(["evaluate", *words]) == 1  # for want of photos
-    assert str(tmp_path / "oxford5k") in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("recipe", "words"),
+    [
+        ("paper-oxford5k", ["--expand", "5", "--rerank", "1000", "--long-side", "1024"]),
+        ("paper-oxford5k", ["--whiten", "paris6k", "--pool", "rmac", "--levels", "3"]),
+        ("paper-oxford5k", ["oxford5k", "--last-pool", "--scales", "1"]),
+        ("revisited-roxford5k", ["--rerank", "0", "--expand", "0"]),
+        ("sfm-gem-oxford5k", ["--pool", "gem", "--scales", "1", str(0.5**0.5), "0.5"]),
+    ],
+)
+def test_a_recipe_may_be_told_what_it_decides(capsys, tmp_path, recipe, words):
+    words = [*words, "--recipe", recipe, "--weights", "default", "--data-dir", str(tmp_path)]
+    assert main(["evaluate", *words, "--no-cache"]) == 1  # for want of photos
+    assert str(tmp_path / RECIPES[recipe].dataset) in capsys.readouterr().err
 
 
 def test_a_recipes_network_is_taken_where_none_was_named(capsys, tmp_path):

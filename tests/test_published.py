@@ -30,6 +30,7 @@ from rmacjax.datasets import (
     read_distractors,
     read_ground_truth,
 )
+from rmacjax.datasets.known import lies_in
 from rmacjax.preprocessing import encode_png
 
 SMALL = Counts(5, 3)
@@ -341,6 +342,24 @@ def test_two_ground_truths_in_a_folder(tmp_path):
     with pytest.raises(ValueError, match=r"several ground truths: give the file, such as .*other"):
         read_ground_truth(tmp_path)
     check_classic(read_dataset("oxford5k", tmp_path, counts=SMALL))
+
+
+@pytest.mark.parametrize(
+    ("name", "place", "there"),
+    [
+        ("oxford5k", "oxford5k/jpg/a.jpg", True),
+        ("oxford5k", "paris6k/jpg/a.jpg", False),
+        ("roxford5k", "oxford5k/gnd_roxford5k.pkl", True),
+        ("roxford5k", "oxford5k/gnd_oxford5k.pkl", False),
+        ("roxford5k+1m", "oxford5k/gnd_roxford5k.mat", True),
+        ("oxford105k", "oxford5k/jpg/a.jpg", True),
+        ("image_folder", "image_folder/a.jpg", True),
+    ],
+)
+def test_where_a_data_set_lies(tmp_path, name, place, there):
+    (tmp_path / place).parent.mkdir(parents=True)
+    (tmp_path / place).touch()
+    assert lies_in(name, tmp_path) == there
 
 
 def test_default_folder(tmp_path, monkeypatch):

@@ -48,10 +48,11 @@ def refuse_comparisons(
     for name in also:
         if same.get(name):
             raise ValueError(f"--also {name} is {same[name]} once more: leave one of them out")
-        if name == "dba" and first_stage == "regions":
+        if name == "dba" and first_stage == "regions" and not fusion:
             raise ValueError(
                 "--also dba changes the descriptors that photos are ranked by first, and "
-                "--first-stage regions ranks them by others: leave one of them out"
+                "--first-stage regions ranks them by others: leave one of them out, or let the "
+                "whole photo count too (--fusion)"
             )
         if name == "fused" and not rerank:
             raise ValueError("--also fused needs --rerank above 0")
@@ -90,7 +91,10 @@ def compared_ways(
         if name == "regions":
             ways.append(replace(filtered, rows=later("regions"), first_stage="regions"))
         elif name == "dba":
-            ways.append(replace(filtered, rows=later("DBA"), augment=NEIGHBOURS))
+            # Where the whole photo counts beside the box, it does so in every row.
+            way, names = (first, _three("DBA")) if fusion else (filtered, later("DBA"))
+            start = None if first_stage == "regions" else names[0]
+            ways.append(replace(way, rows=(start, *names[1:]), augment=NEIGHBOURS))
         elif name == "diffusion":
             ways.append(replace(filtered, rows=later("diffusion"), first_stage="diffusion"))
         elif name == "fused":

@@ -89,6 +89,8 @@ def evaluate(
     query expansion (QE); each with the interval in which it lies for other queries of the kind.
 
     What is described is kept, so that the same command can be interrupted and goes on from there.
+    A photo that cannot be read counts as missed where it would be right, and a query without a
+    photo finds nothing; prepared data sets (rmacjax.datasets.builders) leave both out.
 
     For example:
 
@@ -304,6 +306,7 @@ def _save_thresholds(
     What was learned before for other kinds of scores stays, and so does what that was learned on,
     unless the whitening is new. A line that finds hardly anything is none.
     """
+    from rmacjax.cli.scores import may_be_found
     from rmacjax.weights import describe_file, provenance, save
 
     known, facts = provenance(weights), describe_file(weights)
@@ -349,7 +352,7 @@ def _save_thresholds(
     if fewest < FEW_ABSENT:
         say(
             f"These lines were learned from {fewest} searches for what is not there, which are few "
-            f"(fewer than {FEW_ABSENT}): of other absent objects, {min(3 / fewest, 1):.0%} may "
+            f"(fewer than {FEW_ABSENT}): of other absent objects, {may_be_found(fewest):.0%} may "
             "count as found"
         )
     say(f"Wrote {out}: scores that count as found, learned on {learned_on}")

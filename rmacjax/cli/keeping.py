@@ -1,6 +1,7 @@
 """What `rmacjax evaluate` keeps from one run to the next: descriptions, and learned whitenings."""
 
 import hashlib
+import io
 import os
 import shutil
 import tempfile
@@ -9,6 +10,7 @@ import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rmacjax.cli.terminal import list_skipped, progress, say
@@ -86,24 +88,28 @@ def kept_arrays(
         channels: the length of every last axis.
 
     Raises:
-        OSError: it may not be read.
+        OSError: it is there and cannot be opened, which says nothing of what is in it.
     """
     import numpy as np
 
-    if not os.path.lexists(path):
+    if not os.path.exists(path):
         return None
     try:
-        with open(path, "rb") as file:
-            stored = np.load(file, allow_pickle=False)
-            arrays = {name: np.asarray(stored[name]) for name in axes}
+        content = Path(path).read_bytes()
+    except OSError as error:
+        raise OSError(
+            f"{path!r}, where an earlier run kept what it learned, cannot be read: "
+            f"{error.strerror}; make it readable, or remove it"
+        ) from error
+    try:
+        stored = np.load(io.BytesIO(content), allow_pickle=False)
+        arrays = {name: np.asarray(stored[name]) for name in axes}
         whole = all(
             array.ndim == axes[name]
             and array.shape[-1:] in ((), (channels,))
             and np.isfinite(array).all()
             for name, array in arrays.items()
         )
-    except PermissionError as error:
-        raise OSError(f"what was learned before cannot be read: {error}") from error
     except DAMAGED:
         whole = False
     if whole:

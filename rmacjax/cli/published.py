@@ -42,7 +42,7 @@ def recipe_of(
         defaults: the same without any.
 
     Raises:
-        ValueError: there is no such recipe, or an option says what it decides.
+        ValueError: there is no such recipe, or an option says otherwise than it decides.
     """
     if name is None:
         return None
@@ -50,13 +50,19 @@ def recipe_of(
 
     if name not in RECIPES:
         raise ValueError(f"there is no recipe {name!r}; there are {', '.join(RECIPES)}")
-    expand = RECIPES[name].expand  # its default is no number, so that a given one is told from it
+    recipe = RECIPES[name]
+    own = vars(recipe) | {
+        "whiten_on": recipe.whiten,
+        "at_scales": recipe.scales,
+        "last_pool": recipe.last_pool is True,
+        "no_last_pool": recipe.last_pool is False,
+    }
     for option in FIXED:
-        if given[option] not in (defaults[option], *([expand] if option == "expand" else [])):
+        if given[option] not in (defaults[option], own.get(option, defaults[option])):
             words = "--" + option.removesuffix("_on").removeprefix("at_").replace("_", "-")
             what = "what is searched" if option == "dataset" else words
             raise ValueError(f"the recipe {name!r} decides {what}: leave it out, or the recipe")
-    return RECIPES[name]
+    return recipe
 
 
 def recipes_weights(weights: str | None, recipe: "Recipe", name: str) -> str:
@@ -98,12 +104,12 @@ def departures(
     found = _of_network(recipe, weights, params)
     wanted = {
         "pool": recipe.pool,
-        "levels": recipe.levels or type(settings)().levels,
+        "levels": recipe.levels,
         "with_global": False,
         "scales": recipe.scales,
         "long_side": recipe.long_side,
     }
-    if recipe.pool != "rmac":
+    if recipe.levels is None:
         del wanted["levels"]
     for name, value in wanted.items():
         if getattr(settings, name) != value:

@@ -309,6 +309,18 @@ def _differences(rows: Sequence["Row"]) -> list[dict[str, object]]:
     return found
 
 
+def may_be_found(absent: int) -> float:
+    """Of other absent objects, the share that may be found by a line just above so many's scores.
+
+    The line is the largest of n scores, so all n stay below a share p of others with a probability
+    of (1 - p)^n: beyond ``1 - 0.05^(1/n)`` that is less than one in twenty.
+
+    >>> round(may_be_found(5), 3)
+    0.451
+    """
+    return float(1 - 0.05 ** (1 / absent))
+
+
 def _in_words(each: "Trust") -> str:
     absent = len(each.absent)
     words = f"{each.stage}: a score of {each.threshold:.3f} is reached by "
@@ -316,7 +328,7 @@ def _in_words(each: "Trust") -> str:
         words += f"{each.hits:.1%} of {len(each.present)} objects that are there and by "
     if absent * 0.01 < 1:
         words += (
-            f"none of {absent} that are not (of so few, {min(3 / absent, 1):.0%} of others may)"
+            f"none of {absent} that are not (of so few, {may_be_found(absent):.0%} of others may)"
         )
     else:
         words += f"at most 1 % of {absent} that are not"

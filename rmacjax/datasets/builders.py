@@ -42,7 +42,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from rmacjax.datasets.ground_truth import FileName, Query
-from rmacjax.datasets.known import KNOWN, Counts, read_dataset
+from rmacjax.datasets.known import KNOWN, Counts, default_folder, lies_in, read_dataset
 from rmacjax.preprocessing import encode_png, load_image, read_size
 
 __all__ = [
@@ -62,6 +62,9 @@ __all__ = [
 
 SHARD_BYTES = 1 << 27
 """Photos of about so many bytes go into one file; while it is written they are all in memory."""
+
+_PERMISSIONS = tfds.core.utils.file_utils.Permissions(mode=0o775)
+"""Of what is written, as tensorflow-datasets has it."""
 
 _AT_ONCE = 64
 """So many photos are checked before results are collected: a million futures take a gigabyte."""
@@ -106,8 +109,8 @@ class RetrievalBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # 
         Args:
             folder: where the data set lies as distributed; None: NAME in the manual directory of
                 `download_and_prepare`'s configuration if that is there, else `default_folder`.
-                What was prepared so once is not prepared again where photos are found elsewhere
-                later: name the folder to keep two places apart.
+                What was prepared so is kept for one such place: `download_and_prepare` refuses to
+                let it stand for photos that lie elsewhere now.
             counts: how much there must be; None: the published numbers.
             file_format: that of the prepared files.
             data_dir: where they are written; what a `folder` holds is kept for each one apart, by
@@ -117,11 +120,56 @@ class RetrievalBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # 
         """
         self._folder = None if folder is None else Path(folder).expanduser()
         self._counts = counts
+        self._place = self._folder or default_folder(self.DATASET)
         if config is None and self._folder is not None:
             path = os.path.abspath(self._folder)
             known_by = hashlib.sha256(os.fsencode(path)).hexdigest()[:12]
             config = tfds.core.BuilderConfig(name=f"folder_{known_by}", description=path)
         super().__init__(file_format=file_format, data_dir=data_dir, config=config, version=version)
+
+    def download_and_prepare(
+        self,
+        *,
+        download_dir: Any = None,
+        download_config: Any = None,
+        file_format: Any = None,
+        permissions: Any = _PERMISSIONS,
+    ) -> None:
+        """Prepare the photos, unless they are prepared already.
+
+        Args:
+            download_dir: as tensorflow-datasets has it, and so are the others.
+            download_config: see there; its ``manual_dir`` may hold the data set.
+            file_format: see there.
+            permissions: see there.
+
+        Raises:
+            ValueError: photos are found in another folder than those that were prepared.
+        """
+        how = download_config or tfds.download.DownloadConfig()
+        downloads = Path(download_dir or self.data_dir_root / "downloads")
+        manual = Path(how.manual_dir or downloads / "manual").expanduser()
+        usual = default_folder(self.DATASET).parent
+        there = [home for home in (manual, usual) if lies_in(self.DATASET, home)]
+        self._place = self._folder or (there[0] if there else usual) / self.DATASET
+        before = self.info.metadata.get("folder") if self.data_path.exists() else None
+        if (
+            before is not None
+            and (there or self._folder)
+            and os.path.realpath(before) != os.path.realpath(self._place)
+            and not how.download_mode.overwrite_dataset
+        ):
+            raise ValueError(
+                f"{self.data_dir} holds what was prepared from {before}, and photos of "
+                f"{self.DATASET} lie in {self._place} now: name that folder (folder=...), which is "
+                "kept apart, or prepare anew (GenerateMode.REUSE_CACHE_IF_EXISTS)."
+            )
+        super().download_and_prepare(
+            download_dir=download_dir,
+            download_config=download_config,
+            file_format=file_format,
+            permissions=permissions,
+        )
 
     def _info(self) -> Any:
         known = KNOWN.get(self.DATASET)
@@ -151,7 +199,7 @@ class RetrievalBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # 
     def _shard_iterators_per_split(
         self, dl_manager: Any
     ) -> dict[str, list[Callable[[], Iterator[tuple[int, dict[str, Any]]]]]]:
-        truth = read_dataset(self.DATASET, self._place(dl_manager), counts=self._counts)
+        truth = read_dataset(self.DATASET, self._place, counts=self._counts)
         everything = [*truth.paths, *(query.path for query in truth.queries)]
         states = _check(everything)
         photos, asked = states[: len(truth.paths)], states[len(truth.paths) :]
@@ -169,7 +217,9 @@ class RetrievalBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # 
                 next(iter(left_out.values())),
             )
         self.info.metadata.update(
-            protocol=truth.protocol, left_out=[list(item) for item in left_out.items()]
+            protocol=truth.protocol,
+            folder=os.path.abspath(self._place),
+            left_out=[list(item) for item in left_out.items()],
         )
         root = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in everything])
         if all(isinstance(state, str) for state in photos):
@@ -190,17 +240,6 @@ class RetrievalBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # 
             ],
         }
         return {name: _shards(rows, root) for name, rows in splits.items() if rows}
-
-    def _place(self, dl_manager: Any) -> Path | None:
-        if self._folder is not None:
-            return self._folder
-        try:
-            manual = Path(dl_manager.manual_dir)
-        except AssertionError:  # how tensorflow-datasets says that there is none
-            return None
-        base = KNOWN[self.DATASET].base if self.DATASET in KNOWN else ""
-        there = any((manual / name).is_dir() for name in (self.DATASET, base) if name)
-        return manual / self.DATASET if there else None
 
 
 class Oxford5k(RetrievalBuilder, dataset="oxford5k"):

@@ -17,7 +17,7 @@ from rmacjax.datasets.own import read_image_folder
 from rmacjax.datasets.oxford import read_oxford_text
 from rmacjax.datasets.photos import jpg_or_self
 
-__all__ = ["KNOWN", "Counts", "Known", "default_folder", "find_texts", "read_dataset"]
+__all__ = ["KNOWN", "Counts", "Known", "default_folder", "find_texts", "lies_in", "read_dataset"]
 
 MANUAL = Path("~/tensorflow_datasets/downloads/manual")
 """Where tensorflow-datasets keeps what was downloaded by hand."""
@@ -113,6 +113,16 @@ def default_folder(name: str) -> Path:
     return (Path(chosen) if chosen else MANUAL.expanduser()) / name
 
 
+def lies_in(name: str, home: Path) -> bool:
+    """Return whether a data set lies in a folder of data sets, under its own or its base's name."""
+    base = KNOWN[name].base if name in KNOWN else ""
+    return (
+        (home / name).is_dir()
+        or _indexed(name, home / name.removeprefix("r")) is not None
+        or (base != "" and lies_in(base, home))
+    )
+
+
 def read_dataset(
     name: str, folder: FileName | None = None, *, counts: Counts | None = None
 ) -> GroundTruth:
@@ -184,16 +194,11 @@ def _read_alone(
     known = KNOWN[name]
     advice = _advice(known, root)
     classic = root.parent / name.removeprefix("r")
-    if not root.is_dir() and any(
-        (classic / f"gnd_{name}{end}").is_file() for end in INDEXED_SUFFIXES
-    ):
+    if not root.is_dir() and _indexed(name, classic) is not None:
         root = classic
     if not root.is_dir():
         raise FileNotFoundError(f"There is no folder {root} with {known.title}: {advice}.")
-    places = [
-        place / f"gnd_{name}{end}" for place in (root, root.parent) for end in INDEXED_SUFFIXES
-    ]
-    file = next((place for place in places if place.is_file()), None)
+    file = _indexed(name, root) or _indexed(name, root.parent)
     texts = find_texts(root) if name in ("oxford5k", "paris6k") else None
     if name == "holidays":
         truth = read_holidays(root, advice=advice)
@@ -215,6 +220,12 @@ def _read_alone(
                 f"{root} holds {have} {what} of {known.title} where {want} belong; {advice}."
             )
     return truth._replace(name=name)
+
+
+def _indexed(name: str, folder: Path) -> Path | None:
+    """A data set's ground truth in one file, where it lies in this folder."""
+    files = (folder / f"gnd_{name}{end}" for end in INDEXED_SUFFIXES)
+    return next((file for file in files if file.is_file()), None)
 
 
 def _advice(known: Known, root: Path) -> str:

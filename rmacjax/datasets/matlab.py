@@ -14,6 +14,12 @@ __all__ = ["read_mat"]
 _LARGEST = 1 << 28
 """Bytes of all arrays; the ground truth of a million images takes a tenth."""
 
+_GROWTH = 64
+"""What is deflated may grow so often; names that are numbered in order grow 25 times."""
+
+_SPARE = 1 << 20
+"""And by so many bytes beside."""
+
 _DEEPEST = 8
 
 _MOST_VALUES = 1 << 21
@@ -42,7 +48,10 @@ def read_mat(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is a MATLAB file of version 7.3; save it with -v7 in MATLAB.")
     try:
         found = read_variables(
-            content, most_bytes=_LARGEST, deepest=_DEEPEST, most_values=_MOST_VALUES
+            content,
+            most_bytes=min(_LARGEST, _GROWTH * len(content) + _SPARE),
+            deepest=_DEEPEST,
+            most_values=_MOST_VALUES,
         )
         return {name: _with_numbers(value) for name, value in found.items()}
     except Damage as error:

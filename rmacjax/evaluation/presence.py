@@ -76,7 +76,7 @@ def threshold_at(absent_scores: Scores, *, false_alarm: float = 0.01) -> float:
     (m + 1)-th largest of their best scores: equal scores are all let in or all kept out. With fewer
     than ``1 / false_alarm`` queries m is 0 and the threshold lies just above the largest of them,
     which promises less than it seems: of n queries, none of which was a false alarm, the true rate
-    may still be some ``3 / n``.
+    may still be ``1 - 0.05^(1/n)``, some ``3 / n``, once in twenty times.
 
     Args:
         absent_scores: the best score of each query whose object is in no photo.

@@ -33,7 +33,10 @@ _COMPLEX = 0x0800
 _MOST_NUMBERS = 1 << 48
 _SPARE_VALUES = 1 << 16
 _BYTES_A_VALUE = 4
+_VALUES_AN_ARRAY = 4
+_BYTES_MORE_TEXT = 64
 _MOST_AXES = 8
+_NOTHING = Stored((0, 0), partial(np.zeros, (0, 0)))
 
 
 def read_variables(
@@ -52,7 +55,9 @@ def read_variables(
         deepest: cells and structures may lie in each other so often.
         most_values: so many values may lie in all of them together. Neither may there be more than
             one in four bytes of the file, beside 65,536: a name takes more, also deflated, and an
-            empty one, which hardly takes any, costs hundreds of bytes once it is made.
+            empty one, which hardly takes any, costs hundreds of bytes once it is made. An array of
+            numbers, which costs a thousand, counts as four, a structure beside its fields, and a
+            text once more for each 64 bytes.
         wanted: names of variables, others are passed over; None: all.
 
     Returns:
@@ -99,6 +104,7 @@ class _Reader:
 
     def __init__(self, order: str, deepest: int, most_values: int) -> None:
         self.order, self.deepest, self.most_values = order, deepest, most_values
+        self.two_words = struct.Struct(f"{order}II").unpack_from
         self.room = most_values
 
     def charge(self, count: int) -> None:
@@ -111,7 +117,7 @@ class _Reader:
         """Take one element: its type, its bytes, and where the next begins."""
         if position + 8 > len(content):
             raise Damage("is damaged: it ends in the middle of an element")
-        word, length = struct.unpack_from(f"{self.order}II", content, position)
+        word, length = self.two_words(content, position)
         if word >> 16:  # up to four bytes stand in the tag itself
             length, start, end = word >> 16, position + 4, position + 8
             if length > 4:
@@ -130,14 +136,14 @@ class _Reader:
         _, sizes, position = self.element(data, position)
         if len(sizes) > 4 * _MOST_AXES:
             raise Damage("is damaged: an array has no shape")
-        shape = tuple(np.frombuffer(sizes, f"{self.order}i4").tolist())
+        shape = struct.unpack(f"{self.order}{len(sizes) // 4}i", sizes)
         _, letters, position = self.element(data, position)
         return bytes(letters).decode("latin-1"), word, shape, data[position:]
 
     def value(self, data: memoryview, depth: int) -> object:
         """Read an array's value; `data` is what stands behind its tag."""
         if not len(data):
-            return Stored((0, 0), partial(np.zeros, (0, 0)))
+            return _NOTHING
         if depth > self.deepest:
             raise Damage("is damaged: it is nested too deeply")
         _, word, shape, rest = self.head(data)
@@ -182,6 +188,7 @@ class _Reader:
             for i in range(0, len(text), width)
         ]
         values = self.values(data[position:], count * len(fields), depth)
+        self.charge(count)
         size = max(len(fields), 1)
         return [
             dict(zip(fields, values[i : i + size], strict=True))
@@ -191,9 +198,10 @@ class _Reader:
     def text(self, data: memoryview) -> str:
         """Read letters, in whatever coding they were written."""
         kind, letters, _ = self.element(data, 0) if len(data) else (2, data, 0)
+        self.charge(len(letters) // _BYTES_MORE_TEXT)
         coding = _CODINGS.get(kind, "latin-1")
         ending = {"<": "-le", ">": "-be"}[self.order] if coding in ("utf-16", "utf-32") else ""
-        return bytes(letters).decode(coding + ending)
+        return str(letters, coding + ending)
 
     def numbers(self, data: memoryview, shape: tuple[int, ...]) -> Stored:
         """Find an array's numbers, which MATLAB may keep in a smaller type than the array's."""
@@ -205,6 +213,7 @@ class _Reader:
             raise Damage(f"is damaged: it holds {len(numbers)} bytes for an array of shape {shape}")
         if math.prod(max(size, 1) for size in shape) > _MOST_NUMBERS:  # beside a size of 0
             raise Damage("is damaged: it holds an array of impossible shape")
+        self.charge(_VALUES_AN_ARRAY - 1)
         return Stored(shape, partial(_reshaped, numbers, dtype, shape))
 
 
