@@ -353,6 +353,20 @@ def sheet(folder, text, encoding="utf-8"):
     return folder
 
 
+def test_a_mark_of_the_coding_at_the_start_is_no_part_of_a_text(tmp_path):
+    picture(tmp_path / "a.png")
+    file = tmp_path / "ground_truth.json"
+    write_ground_truth(GroundTruth("mine", [str(tmp_path / "a.png")], []), file)
+    plain = read_ground_truth(file)
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    assert same(read_ground_truth(file), plain)
+    folder = oxford(tmp_path / "towns")
+    plain = read_ground_truth(folder)
+    for text in (folder / "gt").iterdir():
+        text.write_bytes(b"\xef\xbb\xbf" + text.read_bytes())
+    assert same(read_ground_truth(folder), plain)
+
+
 def test_a_table_says_what_to_look_for(tmp_path):
     text = (
         "query,left,top,right,bottom,positives,junk\r\n"

@@ -17,6 +17,7 @@ from rmacjax.augmentation import augment
 from rmacjax.backbones import TORCHVISION_CONVENTION, Network, initialize
 from rmacjax.cli import main
 from rmacjax.cli.comparisons import compared_ways
+from rmacjax.cli.keeping import are_descriptors
 from rmacjax.cli.published import compared, departures, recipes_weights
 from rmacjax.cli.scores import may_be_found
 from rmacjax.datasets import GroundTruth, Query
@@ -502,6 +503,44 @@ def test_what_is_damaged_in_the_cache_is_made_anew(capsys, folder, weights, tmp_
     assert main(words) == 0 and "damaged" not in capsys.readouterr().err
 
 
+def test_a_map_that_was_overwritten_in_the_cache_is_made_anew(capsys, folder, weights, tmp_path):
+    words = ["evaluate", folder, "--weights", weights, "--cache", str(tmp_path)]
+    words += ["--long-side", "128", "--json", "-"]
+    assert main(words) == 0
+    whole = json.loads(capsys.readouterr().out)
+    (place,) = (path for path in tmp_path.iterdir() if path.is_dir())
+    stored = bytes(rmacjax.Collection.open(place).gallery().read_levels([3])[0]._body)
+    overwritten = 0
+    for file in (path for path in place.rglob("*") if path.is_file()):
+        content = file.read_bytes()
+        if stored in content:
+            file.write_bytes(content.replace(stored, stored[:20] + b"\x7c" * 8 + stored[28:]))
+            overwritten += 1
+    assert overwritten == 1
+    assert main(words) == 0
+    captured = capsys.readouterr()
+    assert captured.err.count(f"{str(place)!r} is damaged, and made anew") == 1
+    assert json.loads(captured.out)["rows"] == whole["rows"]
+    assert main(words) == 0 and "damaged" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 0.5, 2.0])
+def test_what_is_no_descriptor_is_told_from_one(rng, value):
+    rows = rng.normal(size=(20, 512))
+    rows = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float16)
+    rows[3] = 0  # of a dark photo
+    assert are_descriptors(rows)
+    rows[7, 5] = value
+    assert not are_descriptors(rows)
+
+
+def test_pages_want_a_folder(capsys, folder, weights, tmp_path):
+    file = tmp_path / "pages"
+    file.touch()
+    assert main(["evaluate", folder, "--weights", weights, "--html", str(file)]) == 2
+    assert f"--html names a folder for the pages, and {str(file)!r} is" in capsys.readouterr().err
+
+
 def test_a_report_says_what_was_used(capsys, truth, params, tmp_path):
     """Whitening left out, a pool without regions, two scales, one query without a box."""
     from rmacjax.datasets import write_ground_truth
@@ -638,6 +677,28 @@ def test_thresholds_are_saved_with_the_weights(capsys, folder, truth, weights, t
     sources = describe_file(out)["settings"]["thresholds learned on"]
     assert sources[kinds["rerank"][0]] == "long ago"
     assert sources[kinds["filter"][0]] == "others, 5 absent"
+
+
+@pytest.mark.parametrize("pool", ["rmac", "gem"])
+def test_thresholds_say_what_a_new_whitening_belongs_to(capsys, folder, weights, tmp_path, pool):
+    """The file that it started from had been made for another pool."""
+    start, out = tmp_path / "start.safetensors", tmp_path / "out.safetensors"
+    save(start, load(weights), origin="", licence="", settings={"pool": "mac", "long_side": 64})
+    words = ["evaluate", folder, "--weights", str(start), "--whiten", folder, "--pool", pool]
+    words += ["--long-side", "128", "--rerank", "0", "--no-cache", "--save-thresholds", str(out)]
+    assert main(words) == 0
+    assert (
+        "12 of the 13 photos that whitening is learned on are searched" in capsys.readouterr().err
+    )
+    told = describe_file(out)
+    of = "regions of the photos" if pool == "rmac" else "whole photos"
+    assert told["whitening"]["origin"] == (
+        f"PCA, learned on the {of} in {os.path.basename(folder)!r}, pooled by {pool}"
+    )
+    grid = {"levels": 3, "with_global": False} if pool == "rmac" else {}
+    settings = {"pool": pool, "long_side": 128} | grid
+    assert {name: told["settings"].get(name) for name in settings} == settings
+    assert set(told["settings"]) == {*settings, "thresholds learned on"}
 
 
 @pytest.mark.parametrize("count", [1, 5, 29])

@@ -49,6 +49,18 @@ def stored_settings(weights: str) -> Mapping[str, object]:
     return stored if isinstance(stored, Mapping) else {}
 
 
+def settings_facts(settings: "Settings") -> dict[str, object]:
+    """The settings that a whitening belongs to, as a weights file says them."""
+    from rmacjax.descriptors import REGIONAL
+
+    facts: dict[str, object] = {"pool": settings.pool, "long_side": settings.long_side}
+    if settings.pool in REGIONAL:
+        facts |= {"levels": settings.levels, "with_global": settings.with_global}
+    if settings.scales != (1.0,):
+        facts["scales"] = list(settings.scales)
+    return facts
+
+
 def chosen_settings(
     weights: str,
     *,

@@ -26,11 +26,12 @@ from rmacjax.cli.terminal import (
 )
 
 if TYPE_CHECKING:
+    from rmacjax.collection import AddReport, Collection
     from rmacjax.datasets import GroundTruth
-    from rmacjax.descriptors import Params
-    from rmacjax.measurement import Trust
+    from rmacjax.descriptors import Params, Settings
+    from rmacjax.measurement import Measured, Trust
 
-from rmacjax.cli.keeping import described_in, is_published, kept_in, whitened_on
+from rmacjax.cli.keeping import described_in, is_published, kept_in, set_aside, whitened_on
 
 LEAST_HITS = 0.1
 """A threshold that finds a smaller share of what is there is not worth keeping."""
@@ -176,9 +177,13 @@ def evaluate(
             "--data-dir says where published sets lie, and only folders are named: leave it out"
         )
     check_writable(markdown, json, save_thresholds)
+    if html is not None and os.path.exists(html) and not os.path.isdir(html):
+        raise ValueError(f"--html names a folder for the pages, and {html!r} is a file")
     prepare()
     from rmacjax.cli.describing import chosen_settings, warn_of_other_pool
+    from rmacjax.cli.query_pages import Pages
     from rmacjax.measurement import measure
+    from rmacjax.storage import DamagedMap
     from rmacjax.weights import load
 
     truth, more = _read(dataset, data_dir, reversed, subset, distractors)
@@ -208,24 +213,29 @@ def evaluate(
     regions = any(way.first_stage == "regions" for way in ways)
     with kept_in(cache, no_cache) as folder:
         if whiten_on is not None:
-            params = whitened_on(params, whiten_on, data_dir, settings, folder)
+            params = whitened_on(params, whiten_on, data_dir, settings, folder, truth.paths)
         else:
             warn_of_other_pool(weights, params, settings)
-        collection, added = described_in(truth, params, settings, regions, folder)
-        pages = None
-        if html is not None:
-            from rmacjax.cli.query_pages import Pages
 
-            pages = Pages(html, collection, truth)
-        with progress("queries") as update:
-            measured = measure(
-                collection,
-                truth,
-                ways,
-                whole_queries=queries == "whole",
-                progress=update,
-                seen=None if pages is None else pages.draw,
-            )
+        def searched() -> "tuple[Collection, AddReport, Pages | None, Measured]":
+            collection, added = described_in(truth, params, settings, regions, folder)
+            pages = None if html is None else Pages(html, collection, truth)
+            with progress("queries") as update:
+                measured = measure(
+                    collection,
+                    truth,
+                    ways,
+                    whole_queries=queries == "whole",
+                    progress=update,
+                    seen=None if pages is None else pages.draw,
+                )
+            return collection, added, pages, measured
+
+        try:
+            collection, added, pages, measured = searched()
+        except DamagedMap as error:  # maps are many, and looked at only where they are searched
+            set_aside(error.location, error)
+            collection, added, pages, measured = searched()
         trusted: list[Trust] = []
         if trust or save_thresholds is not None:
             from rmacjax.measurement import trust as compare
@@ -255,7 +265,7 @@ def evaluate(
         if pages is not None:
             pages.finish(measured)
     if save_thresholds is not None:
-        _save_thresholds(save_thresholds, weights, params, whiten_on, trusted, truth.name)
+        _save_thresholds(save_thresholds, weights, params, whiten_on, settings, trusted, truth.name)
 
 
 def _read(
@@ -298,6 +308,7 @@ def _save_thresholds(
     weights: str,
     params: "Params",
     whiten_on: str | None,
+    settings: "Settings",
     trusted: "Sequence[Trust]",
     learned_on: str,
 ) -> None:
@@ -306,14 +317,16 @@ def _save_thresholds(
     What was learned before for other kinds of scores stays, and so does what that was learned on,
     unless the whitening is new. A line that finds hardly anything is none.
     """
+    from rmacjax.cli.describing import settings_facts
     from rmacjax.cli.scores import may_be_found
+    from rmacjax.descriptors import REGIONAL
     from rmacjax.weights import describe_file, provenance, save
 
     known, facts = provenance(weights), describe_file(weights)
     whitening, stored = facts.get("whitening"), facts.get("settings")
-    settings = dict(stored) if isinstance(stored, dict) else {}
+    told = dict(stored) if isinstance(stored, dict) else {}
     thresholds = dict(params.network.thresholds) if whiten_on is None else {}
-    before = settings.get(LEARNED_ON)
+    before = told.get(LEARNED_ON)
     # Files of old have one name for all lines.
     sources = {
         kind: str(before.get(kind, "unknown") if isinstance(before, dict) else before or "unknown")
@@ -322,7 +335,9 @@ def _save_thresholds(
     origin = whitening["origin"] if isinstance(whitening, dict) else ""
     if whiten_on is not None:
         name = os.path.basename(os.path.abspath(whiten_on))
-        origin = f"PCA, learned on the regions of the photos in {name!r}"
+        of = "regions of the photos" if settings.pool in REGIONAL else "whole photos"
+        origin = f"PCA, learned on the {of} in {name!r}, pooled by {settings.pool}"
+        told = settings_facts(settings)
     fewest = FEW_ABSENT
     for each in trusted:
         thresholds.pop(each.kind, None)
@@ -347,7 +362,7 @@ def _save_thresholds(
         made_by=known["made_by"],
         source_sha256=known["source_sha256"],
         whitening_origin=origin,
-        settings=settings | {LEARNED_ON: sources},
+        settings=told | {LEARNED_ON: sources},
     )
     if fewest < FEW_ABSENT:
         say(

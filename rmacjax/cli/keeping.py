@@ -7,7 +7,7 @@ import shutil
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +28,10 @@ DAMAGED = (
     *(zipfile.BadZipFile, zlib.error),
 )
 """What reading arrays raises where their file was cut off or overwritten."""
+
+
+OFF_LENGTH = 0.01
+"""A descriptor kept in float16 is off the length of 1 by less than this."""
 
 
 def is_published(name: str) -> bool:
@@ -119,9 +123,17 @@ def kept_arrays(
 
 
 def whitened_on(
-    params: "Params", source: str, data_dir: str | None, settings: "Settings", folder: str
+    params: "Params",
+    source: str,
+    data_dir: str | None,
+    settings: "Settings",
+    folder: str,
+    searched: Sequence[str],
 ) -> "Params":
-    """The network with a whitening learned on other photos, this time or an earlier one."""
+    """The network with a whitening learned on other photos, this time or an earlier one.
+
+    That some of them are `searched` too is said.
+    """
     import jax.numpy as jnp
     import numpy as np
 
@@ -138,6 +150,12 @@ def whitened_on(
         files = find_images(source).files
     if not files:
         raise OSError(f"there is no photo in {source!r} to learn whitening on")
+    both = len(set(map(os.path.abspath, files)) & set(map(os.path.abspath, searched)))
+    if both:
+        say(
+            f"{both} of the {len(files)} photos that whitening is learned on are searched as well: "
+            "published scores are for a whitening learned on others"
+        )
     digest = hashlib.sha256(fingerprint(params, replace(settings, whiten=False)).encode())
     for file in files:
         status = os.stat(file)
@@ -194,18 +212,33 @@ def _opened(place: str, params: "Params") -> "Collection | None":
 
     try:
         kept = Collection.open(place, params)
-        if len(kept.paths) == len(kept):  # which reads its rows, and not only their number
-            return kept
-        raise ValueError("its rows are not as many as they should be")
+        if len(kept.paths) != len(kept):  # which reads its rows, and not only their number
+            raise ValueError("its rows are not as many as they should be")
+        if not are_descriptors(kept.gallery().snapshot.descriptors):
+            raise ValueError("not all of its descriptors are as long as descriptors are")
+        return kept
     except FileNotFoundError:
         _clear(place)
         say(f"{place!r} is damaged, and made anew")
     except (ValueError, LookupError, RuntimeError) as error:
-        aside = f"{place}.damaged"
-        _clear(aside)
-        os.replace(place, aside)
-        say(f"{place!r} is damaged, and made anew; it was set aside as {aside!r}: {error}")
+        set_aside(place, error)
     return None
+
+
+def are_descriptors(rows: "np.ndarray") -> bool:
+    """Whether rows are of length 1, or 0 as those of dark photos; what was overwritten is not."""
+    import numpy as np
+
+    lengths = np.linalg.norm(rows.astype(np.float32), axis=1)
+    return bool(np.all((lengths == 0) | (np.abs(lengths - 1) < OFF_LENGTH)))
+
+
+def set_aside(place: str, error: Exception) -> None:
+    """Make room for a new collection where a damaged one lies, which is kept beside it."""
+    aside = f"{place}.damaged"
+    _clear(aside)
+    os.replace(place, aside)
+    say(f"{place!r} is damaged, and made anew; it was set aside as {aside!r}: {error}")
 
 
 def _clear(place: str) -> None:

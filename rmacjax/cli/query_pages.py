@@ -96,7 +96,8 @@ class Pages:
         text = contents_page(
             rows,
             title=f"Queries of {self._truth.name}",
-            lead=f"Average precision ({main_score(measured.rows[0])}), the worst query first.",
+            lead=f"Average precision ({main_score(measured.rows[0])}), the worst query by "
+            f"{measured.rows[0].name!r} first. Each page shows what the whole search came to.",
             headings=["query", *(row.name for row in measured.rows)],
         )
         write_text(os.path.join(self._folder, "index.html"), text)

@@ -6,7 +6,13 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
-from rmacjax.cli.describing import LevelsChoice, PoolChoice, ScalesChoice, chosen_settings
+from rmacjax.cli.describing import (
+    LevelsChoice,
+    PoolChoice,
+    ScalesChoice,
+    chosen_settings,
+    settings_facts,
+)
 from rmacjax.cli.pairs import Pair, pairs_of, read_pairs
 from rmacjax.cli.terminal import (
     Flag,
@@ -137,7 +143,7 @@ def whiten(
         made_by=known["made_by"],
         source_sha256=known["source_sha256"],
         whitening_origin=origin,
-        settings=_facts(settings),
+        settings=settings_facts(settings),
     )
     size, channels = learned.projection.shape
     if moments.total < size:
@@ -153,7 +159,7 @@ def whiten(
             "dimensions": size,
             "pairs": paired,
             "origin": origin,
-            "settings": _facts(settings),
+            "settings": settings_facts(settings),
             "skipped": [{"path": path, "reason": reason} for path, reason in skipped],
         }
         if settings.pool in REGIONAL:
@@ -176,18 +182,6 @@ def _with_pairs(photos: str, file: str | None) -> tuple[str | list[str], list[Pa
 
     truth = read_ground_truth(photos)
     return truth.paths, pairs_of(truth)
-
-
-def _facts(settings: "Settings") -> dict[str, object]:
-    """The settings that the whitening belongs to, as they are written into the file."""
-    from rmacjax.descriptors import REGIONAL
-
-    facts: dict[str, object] = {"pool": settings.pool, "long_side": settings.long_side}
-    if settings.pool in REGIONAL:
-        facts |= {"levels": settings.levels, "with_global": settings.with_global}
-    if settings.scales != (1.0,):
-        facts["scales"] = list(settings.scales)
-    return facts
 
 
 def _origin(

@@ -38,7 +38,7 @@ def read_distractors(folder: FileName, *, advice: str = "") -> list[str]:
     listing = root / f"{root.resolve().name}.txt"
     if not listing.is_file():
         return find_images(photos).files
-    names = listing.read_text(encoding="utf-8").split()
+    names = listing.read_text(encoding="utf-8-sig").split()
     # The list's names begin in the folder itself or in its folder of photos.
     base = root if names and (root / names[0]).is_file() else photos
     found = {name: str(base / name) for name in names if (base / name).is_file()}

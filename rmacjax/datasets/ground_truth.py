@@ -229,7 +229,7 @@ def read_json(file: Path, kind: type) -> Any:
     if not file.is_file():
         raise FileNotFoundError(f"There is no file {file}.")
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} is not JSON in UTF-8: {error}.") from error
     if not isinstance(content, kind):

@@ -50,7 +50,7 @@ def read_holidays(folder: FileName, *, advice: str = "") -> GroundTruth:
     jpg = jpg_or_self(root)
     photos = photos_by_name(jpg)
     if (root / LIST_FILE).is_file():
-        names = [Path(name).stem for name in (root / LIST_FILE).read_text("utf-8").split()]
+        names = [Path(name).stem for name in (root / LIST_FILE).read_text("utf-8-sig").split()]
         check_named(names, photos, str(root / LIST_FILE), jpg, advice=advice)
     scenes: dict[str, list[int]] = {}
     for number, name in enumerate(photos):

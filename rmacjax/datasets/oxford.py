@@ -158,7 +158,7 @@ def parse_oxford_text(folder: FileName) -> list[NamedQuery]:
         raise FileNotFoundError(f"{folder} holds no *_query.txt files; give the folder that does.")
     queries = []
     for file in found:
-        words = file.read_text(encoding="utf-8").split()
+        words = file.read_text(encoding="utf-8-sig").split()
         if len(words) != 5:
             raise ValueError(f"{file} should hold a photo's name and four numbers.")
         name = file.name.removesuffix("_query.txt")
@@ -173,7 +173,7 @@ def parse_oxford_text(folder: FileName) -> list[NamedQuery]:
 def _read_names(file: Path) -> list[str]:
     if not file.is_file():
         raise FileNotFoundError(f"{file} is missing, though its query file is there.")
-    names = file.read_text(encoding="utf-8").split()
+    names = file.read_text(encoding="utf-8-sig").split()
     return [name.removeprefix(OXFORD_PREFIX) for name in names]
 
 
