@@ -133,6 +133,24 @@ by_table = np.asarray(jax.vmap(box_generalized_mean, in_axes=(None, 0))(table, j
 for name, values in (("prefix sums, float32", by_prefix), ("integral_image", by_table)):
     print(f"{name}: largest error {np.abs(values - exact_sums).max():.2g} levels")
 
+worst, channel = np.unravel_index(np.abs(by_prefix - exact_sums).argmax(), exact_sums.shape)
+top, left, bottom, right = boxes[worst]
+figure, axes = plt.subplots(1, 2, figsize=(10, 3.6))
+axes[0].imshow(levels[..., channel], extent=(0, w, h, 0), vmax=8)
+axes[0].set_title(f"levels of channel {channel}, and a box", fontsize=9)
+outline(axes[0], boxes[worst], "orange", lw=2)
+shown = axes[1].imshow(
+    np.log10(np.maximum(prefix[..., channel], 1)), extent=(-0.5, w + 0.5, h + 0.5, -0.5)
+)
+figure.colorbar(shown, ax=axes[1], shrink=0.8)
+axes[1].plot([left, right, left, right], [top, top, bottom, bottom], "o", color="orange")
+axes[1].set_title(
+    "log10 of its table of tenth powers, and the box's four look-ups:\n"
+    f"{by_prefix[worst, channel]:.2f} in float32, {exact_sums[worst, channel]:.2f} exactly",
+    fontsize=9,
+)
+plt.show()
+
 # %% [markdown]
 # The generalized mean itself errs too, always upwards: many cells at the maximum count for more
 # than one. The larger the exponent the closer it comes, which is the paper's figure 3.
@@ -172,7 +190,8 @@ plt.show()
 def score_of(box):
     """Cosine of a box's exact maxima with the query."""
     top, left, bottom, right = box
-    return float(unit(np.asarray(a1)[top:bottom, left:right].max((0, 1))) @ np.asarray(query))
+    pooled = np.asarray(a1)[top:bottom, left:right].max((0, 1))
+    return float(unit(pooled) @ unit(np.asarray(query)))
 
 
 grid = [
@@ -239,15 +258,23 @@ plt.show()
 # ## Many maps at once
 #
 # All of this is one pure function of one map, so `jax.vmap` takes it over a set of them, each
-# with its own valid size where they are padded. Here the photo and its mirror image:
+# with its own valid size where they are padded. Here the photo, its mirror image, another part of
+# the scene and other light:
 
 # %%
-both = jnp.stack([a1, rmacjax.activations(params, photo[None, :, ::-1])[0]])
-found = jax.vmap(rmacjax.aml, in_axes=(0, None, None))(both, query, ratio)
-figure, axes = plt.subplots(1, 2, figsize=(10, 4.4))
-for axis, image, box, score in zip(
-    axes, (photo, photo[:, ::-1]), found.box, found.score, strict=True
-):
+noise = np.random.default_rng(1).normal(0, 8, photo.shape)
+photos = np.stack(
+    [
+        photo,
+        photo[:, ::-1],
+        np.roll(photo, (120, 160), (0, 1)),
+        np.clip(1.5 * photo + noise, 0, 255).astype(np.uint8),
+    ]
+)
+maps = jnp.asarray(rmacjax.activations(params, photos))
+found = jax.vmap(rmacjax.aml, in_axes=(0, None, None))(maps, query, ratio)
+figure, axes = plt.subplots(1, 4, figsize=(14, 3.4))
+for axis, image, box, score in zip(axes, photos, found.box, found.score, strict=True):
     photo_axis(axis, image, f"{float(score):.3f}")
     outline(axis, to_pixels(box), "orange", lw=2)
 plt.show()

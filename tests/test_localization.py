@@ -564,3 +564,24 @@ def test_bad_arguments_are_refused_with_a_sentence():
             ValueError, match=r"overlap is 1\.5, but intersection over union lies in"
         ):
             search(a, query, overlap=1.5)
+
+
+@pytest.mark.parametrize("search", [partial(aml, alpha=None), localize])
+def test_devices_share_maps(rng, search):
+    mesh = jax.make_mesh((2,), ("maps",), axis_types=(jax.sharding.AxisType.Auto,))
+    split, whole = (jax.sharding.PartitionSpec(name) for name in ("maps", None))
+    maps = jnp.stack([jnp.asarray(activations(rng, 7, 9)) for _ in range(4)])
+    query = jnp.asarray(some_query(rng, np.asarray(maps[0])))
+
+    def many(maps, query):
+        return jax.vmap(lambda a1: search(a1, query, 1.0, max_ratio=1.5))(maps)
+
+    expected = many(maps, query)
+    shard = partial(jax.shard_map, mesh=mesh, out_specs=split, check_vma=False)
+    laid_out = jax.device_put(maps, jax.sharding.NamedSharding(mesh, split))
+    for found in (
+        jax.jit(shard(many, in_specs=(split, whole)))(maps, query),
+        jax.jit(many)(laid_out, query),
+    ):
+        assert found.box.tolist() == expected.box.tolist()
+        assert np.asarray(found.score) == pytest.approx(np.asarray(expected.score), abs=1e-6)

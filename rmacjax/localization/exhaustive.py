@@ -56,6 +56,9 @@ def localize(
     Of boxes with the same score the smallest wins, then the topmost, then the leftmost, then the
     widest; many boxes do share their maxima, and what the smallest leaves out showed nothing.
 
+    In `jax.shard_map` give ``check_vma=False``; maps laid out over devices by a `NamedSharding`
+    need nothing.
+
     Args:
         a1: activation map, floats or quantised levels. Negative, NaN and infinite activations count
             as 0.
