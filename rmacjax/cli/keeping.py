@@ -229,8 +229,11 @@ def are_descriptors(rows: "np.ndarray") -> bool:
     """Whether rows are of length 1, or 0 as those of dark photos; what was overwritten is not."""
     import numpy as np
 
-    lengths = np.linalg.norm(rows.astype(np.float32), axis=1)
-    return bool(np.all((lengths == 0) | (np.abs(lengths - 1) < OFF_LENGTH)))
+    for start in range(0, len(rows), 1 << 14):  # of a million rows, few in float32 at a time
+        lengths = np.linalg.norm(rows[start : start + (1 << 14)].astype(np.float32), axis=1)
+        if not np.all((lengths == 0) | (np.abs(lengths - 1) < OFF_LENGTH)):
+            return False
+    return True
 
 
 def set_aside(place: str, error: Exception) -> None:
@@ -238,7 +241,8 @@ def set_aside(place: str, error: Exception) -> None:
     aside = f"{place}.damaged"
     _clear(aside)
     os.replace(place, aside)
-    say(f"{place!r} is damaged, and made anew; it was set aside as {aside!r}: {error}")
+    reason, _, _ = str(error).partition(";")  # what follows is advice to whoever indexed photos
+    say(f"{place!r} is damaged, and made anew; it was set aside as {aside!r}: {reason}")
 
 
 def _clear(place: str) -> None:
