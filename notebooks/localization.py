@@ -257,24 +257,34 @@ plt.show()
 # %% [markdown]
 # ## Many maps at once
 #
-# All of this is one pure function of one map, so `jax.vmap` takes it over a set of them, each
-# with its own valid size where they are padded. Here the photo, its mirror image, another part of
-# the scene and other light:
+# All of this is one pure function of one map, so `jax.vmap` takes it over a set of them, padded to
+# one size, each with its own valid size. Here the photo, its mirror image, a part of it and other
+# light:
 
 # %%
 noise = np.random.default_rng(1).normal(0, 8, photo.shape)
-photos = np.stack(
-    [
-        photo,
-        photo[:, ::-1],
-        np.roll(photo, (120, 160), (0, 1)),
-        np.clip(1.5 * photo + noise, 0, 255).astype(np.uint8),
-    ]
-)
-maps = jnp.asarray(rmacjax.activations(params, photos))
-found = jax.vmap(rmacjax.aml, in_axes=(0, None, None))(maps, query, ratio)
+photos = [
+    photo,
+    photo[:, ::-1],
+    photo[: 3 * height // 4, : 3 * width // 4],
+    np.clip(1.5 * photo + noise, 0, 255).astype(np.uint8),
+]
+maps = [np.asarray(map_) for map_ in rmacjax.activations(params, photos)]
+sizes = np.array([map_.shape[:2] for map_ in maps])
+padded = np.zeros((len(maps), *sizes.max(0), maps[0].shape[2]), np.float32)
+for room, map_, (rows, columns) in zip(padded, maps, sizes, strict=True):
+    room[:rows, :columns] = map_
+
+
+@jax.vmap
+def localized(map_, size):
+    return rmacjax.aml(map_, query, ratio, size=size)
+
+
+found = localized(jnp.asarray(padded), jnp.asarray(sizes))
 figure, axes = plt.subplots(1, 4, figsize=(14, 3.4))
-for axis, image, box, score in zip(axes, photos, found.box, found.score, strict=True):
+for axis, image, size, box, score in zip(axes, photos, sizes, found.box, found.score, strict=True):
     photo_axis(axis, image, f"{float(score):.3f}")
-    outline(axis, to_pixels(box), "orange", lw=2)
+    pixels = rmacjax.boxes_to_px(np.asarray(box), tuple(size.tolist()), image.shape[:2])
+    outline(axis, pixels, "orange", lw=2)
 plt.show()
