@@ -221,7 +221,7 @@ def test_pairs_of_a_ground_truth_are_outlined_objects(folder):
 
 def test_the_same_pairs_from_json(folder, tmp_path):
     rows = [[f"{i}.png", f"{i}_twin.png"] for i in range(6)]
-    (tmp_path / "p.json").write_text(json.dumps(rows))
+    (tmp_path / "p.json").write_text(json.dumps(rows), "utf-8-sig")  # as some editors save it
     assert read_pairs(str(tmp_path / "p.json"), str(folder)) == read_pairs(
         str(folder / "pairs.csv"), str(folder)
     )

@@ -5,6 +5,7 @@ import math
 import subprocess
 import sys
 
+import dataset_layouts
 import numpy as np
 import pytest
 
@@ -22,7 +23,9 @@ from rmacjax.datasets import (
     without_answers,
     write_ground_truth,
 )
+from rmacjax.datasets.distractors import read_distractors
 from rmacjax.datasets.ground_truth import box_from_ltrb
+from rmacjax.datasets.holidays import LIST_FILE, read_holidays
 from rmacjax.preprocessing import encode_png, read_size
 
 NONE = np.zeros(0, np.int64)
@@ -365,6 +368,14 @@ def test_a_mark_of_the_coding_at_the_start_is_no_part_of_a_text(tmp_path):
     for text in (folder / "gt").iterdir():
         text.write_bytes(b"\xef\xbb\xbf" + text.read_bytes())
     assert same(read_ground_truth(folder), plain)
+    names = [f"{name}.jpg" for name in dataset_layouts.holidays(tmp_path / "holidays")]
+    plain = read_holidays(tmp_path / "holidays")
+    (tmp_path / "holidays" / LIST_FILE).write_text("\n".join(names), "utf-8-sig")
+    assert same(read_holidays(tmp_path / "holidays"), plain)
+    listing = tmp_path / "holidays" / "jpg" / "jpg.txt"
+    listing.write_text("\n".join(names[:3]), "utf-8-sig")
+    found = read_distractors(tmp_path / "holidays" / "jpg")
+    assert [path.rpartition("/")[2] for path in found] == names[:3]
 
 
 def test_a_table_says_what_to_look_for(tmp_path):

@@ -103,7 +103,7 @@ def _csv_rows(file: str) -> list[Sequence[str]]:
 
 
 def _json_rows(file: str) -> list[Sequence[str]]:
-    with open(file, encoding="utf-8") as text:
+    with open(file, encoding="utf-8-sig") as text:
         try:
             rows = json.load(text)
         except ValueError as error:
