@@ -17,7 +17,6 @@ from rmacjax.augmentation import augment
 from rmacjax.backbones import TORCHVISION_CONVENTION, Network, initialize
 from rmacjax.cli import main
 from rmacjax.cli.comparisons import compared_ways
-from rmacjax.cli.keeping import are_descriptors
 from rmacjax.cli.published import compared, departures, recipes_weights
 from rmacjax.cli.scores import may_be_found
 from rmacjax.datasets import GroundTruth, Query
@@ -503,42 +502,70 @@ def test_what_is_damaged_in_the_cache_is_made_anew(capsys, folder, weights, tmp_
     assert main(words) == 0 and "damaged" not in capsys.readouterr().err
 
 
-def test_a_map_that_was_overwritten_in_the_cache_is_made_anew(capsys, folder, weights, tmp_path):
+DAMAGE = {
+    "overwritten": lambda content: content[:60] + bytes(8) + content[68:],
+    "overwritten at its end": lambda content: content[:-40] + b"\x7c" * 8 + content[-32:],
+    "of zeroes": lambda content: bytes(len(content)),
+    "cut off": lambda content: content[: len(content) // 2],
+    "gone": None,
+}
+
+
+@pytest.mark.parametrize("how", DAMAGE)
+def test_whatever_is_damaged_in_a_kept_collection_is_made_anew(
+    capsys, folder, weights, tmp_path, how
+):
     words = ["evaluate", folder, "--weights", weights, "--cache", str(tmp_path)]
-    words += ["--long-side", "128", "--json", "-"]
+    words += ["--long-side", "128", "--also", "regions", "--trust", "--json", "-"]
     assert main(words) == 0
     whole = json.loads(capsys.readouterr().out)
     (place,) = (path for path in tmp_path.iterdir() if path.is_dir())
-    stored = bytes(rmacjax.Collection.open(place).gallery().read_levels([3])[0]._body)
-    overwritten = 0
-    for file in (path for path in place.rglob("*") if path.is_file()):
-        content = file.read_bytes()
-        if stored in content:
-            file.write_bytes(content.replace(stored, stored[:20] + b"\x7c" * 8 + stored[28:]))
-            overwritten += 1
-    assert overwritten == 1
-    assert main(words) == 0
-    captured = capsys.readouterr()
-    assert captured.err.count(f"{str(place)!r} is damaged, and made anew") == 1
-    assert json.loads(captured.out)["rows"] == whole["rows"]
+    for name in ("data", "_versions"):
+        file = max((place / name).glob("*.[lm]*"), key=lambda file: file.stat().st_size)
+        change = DAMAGE[how]
+        if change is None:
+            file.unlink()
+        else:
+            file.write_bytes(change(file.read_bytes()))
+        assert main(words) == 0
+        captured = capsys.readouterr()
+        assert captured.err.count(f"{str(place)!r} is damaged, and made anew") == 1
+        assert json.loads(captured.out)["rows"] == whole["rows"]
+        assert json.loads(captured.out)["trust"] == whole["trust"]
     assert main(words) == 0 and "damaged" not in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, 0.5, 2.0])
-def test_what_is_no_descriptor_is_told_from_one(rng, value):
-    rows = rng.normal(size=(20, 512))
-    rows = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float16)
-    rows[3] = 0  # of a dark photo
-    assert are_descriptors(rows)
-    rows[7, 5] = value
-    assert not are_descriptors(rows)
+def test_a_kept_collection_that_grew_or_was_left_unfinished_is_not_damaged(
+    capsys, folder, weights, tmp_path
+):
+    photos, cache = tmp_path / "photos", tmp_path / "cache"
+    shutil.copytree(folder, photos)
+    words = ["evaluate", str(photos), "--weights", weights, "--cache", str(cache)]
+    words += ["--long-side", "128", "--rerank", "0", "--json", "-"]
+    assert main(words) == 0
+    whole = json.loads(capsys.readouterr().out)["rows"]
+    one = min(photos.glob("*.jpg"))
+    os.utime(one, (1, 1))  # as another photo under its name
+    for step in ("grown", "as it was", "killed while it grew"):
+        if step.startswith("killed"):
+            (seal,) = cache.glob("*.seal")
+            seal.unlink()
+        assert main(words) == 0
+        captured = capsys.readouterr()
+        assert "damaged" not in captured.err
+        assert json.loads(captured.out)["rows"] == whole
+    assert len(list(cache.glob("*.seal"))) == 1
 
 
-def test_pages_want_a_folder(capsys, folder, weights, tmp_path):
-    file = tmp_path / "pages"
-    file.touch()
-    assert main(["evaluate", folder, "--weights", weights, "--html", str(file)]) == 2
-    assert f"--html names a folder for the pages, and {str(file)!r} is" in capsys.readouterr().err
+@pytest.mark.parametrize("place", ["pages", "pages/deeper", "dangling", ""])
+def test_pages_want_a_folder(capsys, folder, weights, tmp_path, place):
+    (tmp_path / "pages").touch()
+    (tmp_path / "dangling").symlink_to(tmp_path / "nothing")
+    pages = str(tmp_path / place) if place else ""
+    assert main(["evaluate", folder, "--weights", weights, "--html", pages]) == 2
+    err = capsys.readouterr().err
+    assert f"--html names a folder for the pages, and {pages!r} cannot be one: " in err
+    assert "Describ" not in err and "photos" not in err
 
 
 def test_a_report_says_what_was_used(capsys, truth, params, tmp_path):

@@ -12,6 +12,7 @@ from rmacjax.cli.comparisons import Comparison, compared_ways, refuse_comparison
 from rmacjax.cli.describing import LevelsChoice, PoolChoice, ScalesChoice
 from rmacjax.cli.effects import IDLE_EXPANSION, PUBLISHED_EXPANSION, refuse_idle
 from rmacjax.cli.generated import is_generated, rendered_truth
+from rmacjax.cli.keeping import described_in, is_published, kept_in, whitened_on
 from rmacjax.cli.terminal import (
     ExpandCount,
     FirstStageName,
@@ -26,12 +27,9 @@ from rmacjax.cli.terminal import (
 )
 
 if TYPE_CHECKING:
-    from rmacjax.collection import AddReport, Collection
     from rmacjax.datasets import GroundTruth
     from rmacjax.descriptors import Params, Settings
-    from rmacjax.measurement import Measured, Trust
-
-from rmacjax.cli.keeping import described_in, is_published, kept_in, set_aside, whitened_on
+    from rmacjax.measurement import Trust
 
 LEAST_HITS = 0.1
 """A threshold that finds a smaller share of what is there is not worth keeping."""
@@ -177,13 +175,17 @@ def evaluate(
             "--data-dir says where published sets lie, and only folders are named: leave it out"
         )
     check_writable(markdown, json, save_thresholds)
-    if html is not None and os.path.exists(html) and not os.path.isdir(html):
-        raise ValueError(f"--html names a folder for the pages, and {html!r} is a file")
+    if html is not None:
+        try:
+            os.makedirs(html, exist_ok=True)
+        except OSError as error:
+            raise ValueError(
+                f"--html names a folder for the pages, and {html!r} cannot be one: {error.strerror}"
+            ) from error
     prepare()
     from rmacjax.cli.describing import chosen_settings, warn_of_other_pool
     from rmacjax.cli.query_pages import Pages
     from rmacjax.measurement import measure
-    from rmacjax.storage import DamagedMap
     from rmacjax.weights import load
 
     truth, more = _read(dataset, data_dir, reversed, subset, distractors)
@@ -217,25 +219,17 @@ def evaluate(
         else:
             warn_of_other_pool(weights, params, settings)
 
-        def searched() -> "tuple[Collection, AddReport, Pages | None, Measured]":
-            collection, added = described_in(truth, params, settings, regions, folder)
-            pages = None if html is None else Pages(html, collection, truth)
-            with progress("queries") as update:
-                measured = measure(
-                    collection,
-                    truth,
-                    ways,
-                    whole_queries=queries == "whole",
-                    progress=update,
-                    seen=None if pages is None else pages.draw,
-                )
-            return collection, added, pages, measured
-
-        try:
-            collection, added, pages, measured = searched()
-        except DamagedMap as error:  # maps are many, and looked at only where they are searched
-            set_aside(error.location, error)
-            collection, added, pages, measured = searched()
+        collection, added = described_in(truth, params, settings, regions, folder)
+        pages = None if html is None else Pages(html, collection, truth)
+        with progress("queries") as update:
+            measured = measure(
+                collection,
+                truth,
+                ways,
+                whole_queries=queries == "whole",
+                progress=update,
+                seen=None if pages is None else pages.draw,
+            )
         trusted: list[Trust] = []
         if trust or save_thresholds is not None:
             from rmacjax.measurement import trust as compare
@@ -370,4 +364,5 @@ def _save_thresholds(
             f"(fewer than {FEW_ABSENT}): of other absent objects, {may_be_found(fewest):.0%} may "
             "count as found"
         )
-    say(f"Wrote {out}: scores that count as found, learned on {learned_on}")
+    kept = "with" if thresholds else "without"
+    say(f"Wrote {out} {kept} scores that count as found, learned on {learned_on}")

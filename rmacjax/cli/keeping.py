@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import json
 import os
 import shutil
 import tempfile
@@ -28,10 +29,6 @@ DAMAGED = (
     *(zipfile.BadZipFile, zlib.error),
 )
 """What reading arrays raises where their file was cut off or overwritten."""
-
-
-OFF_LENGTH = 0.01
-"""A descriptor kept in float16 is off the length of 1 by less than this."""
 
 
 def is_published(name: str) -> bool:
@@ -150,7 +147,7 @@ def whitened_on(
         files = find_images(source).files
     if not files:
         raise OSError(f"there is no photo in {source!r} to learn whitening on")
-    both = len(set(map(os.path.abspath, files)) & set(map(os.path.abspath, searched)))
+    both = len(set(map(os.path.realpath, files)) & set(map(os.path.realpath, searched)))
     if both:
         say(
             f"{both} of the {len(files)} photos that whitening is learned on are searched as well: "
@@ -180,7 +177,7 @@ def described_in(
 ) -> "tuple[Collection, AddReport]":
     """The collection of a ground truth's photos, whatever was described before taken as it is.
 
-    One that cannot be opened any more is made anew, which is said.
+    One that is not as it was written is made anew, which is said.
     """
     from rmacjax.collection import Collection
     from rmacjax.descriptors import fingerprint
@@ -191,13 +188,14 @@ def described_in(
     place = os.path.join(folder, f"{name}-{photos.hexdigest()[:8]}-{kind}")
     collection = _opened(place, params) if os.path.lexists(place) else None
     if collection is None:
+        _seal(place).unlink(missing_ok=True)
         collection = Collection.create(place, params, settings=settings, regions=regions)
-    with progress("photos") as update:
+    with _sealed(place), progress("photos") as update:
         added = collection.add(truth.paths, progress=update)
+        # What could be read the last time and cannot now is as if it had never been.
+        if added.skipped:
+            collection.remove([path for path, _ in added.skipped])
     list_skipped(added.skipped)
-    # What could be read the last time and cannot now is as if it had never been.
-    if added.skipped:
-        collection.remove([path for path, _ in added.skipped])
     if not len(collection):
         raise OSError(f"none of the photos of {truth.name} could be used")
     return collection, added
@@ -214,35 +212,73 @@ def _opened(place: str, params: "Params") -> "Collection | None":
         kept = Collection.open(place, params)
         if len(kept.paths) != len(kept):  # which reads its rows, and not only their number
             raise ValueError("its rows are not as many as they should be")
-        if not are_descriptors(kept.gallery().snapshot.descriptors):
-            raise ValueError("not all of its descriptors are as long as descriptors are")
+        _check_seal(place)
         return kept
     except FileNotFoundError:
         _clear(place)
         say(f"{place!r} is damaged, and made anew")
     except (ValueError, LookupError, RuntimeError) as error:
-        set_aside(place, error)
+        aside = f"{place}.damaged"
+        _clear(aside)
+        os.replace(place, aside)
+        say(f"{place!r} is damaged, and made anew; it was set aside as {aside!r}: {error}")
     return None
 
 
-def are_descriptors(rows: "np.ndarray") -> bool:
-    """Whether rows are of length 1, or 0 as those of dark photos; what was overwritten is not."""
-    import numpy as np
+@contextmanager
+def _sealed(place: str) -> Iterator[None]:
+    """Let a collection grow, and note what each of its files holds when that is done.
 
-    for start in range(0, len(rows), 1 << 14):  # of a million rows, few in float32 at a time
-        lengths = np.linalg.norm(rows[start : start + (1 << 14)].astype(np.float32), axis=1)
-        if not np.all((lengths == 0) | (np.abs(lengths - 1) < OFF_LENGTH)):
-            return False
-    return True
+    Its files are written once, so one that is not as it was noted has been damaged since, whatever
+    it holds. A run that is killed leaves no seal, and the next one takes what it finds.
+    """
+    noted = _noted(place)
+    _seal(place).unlink(missing_ok=True)
+    try:
+        yield
+    finally:
+        unfinished = _seal(place).with_suffix(".unfinished")
+        unfinished.write_text(json.dumps(_digests(place, noted)), encoding="utf-8")
+        os.replace(unfinished, _seal(place))
 
 
-def set_aside(place: str, error: Exception) -> None:
-    """Make room for a new collection where a damaged one lies, which is kept beside it."""
-    aside = f"{place}.damaged"
-    _clear(aside)
-    os.replace(place, aside)
-    reason, _, _ = str(error).partition(";")  # what follows is advice to whoever indexed photos
-    say(f"{place!r} is damaged, and made anew; it was set aside as {aside!r}: {reason}")
+def _check_seal(place: str) -> None:
+    """Compare a collection's files with what was noted of them.
+
+    Raises:
+        ValueError: one is not as it was, or gone.
+    """
+    noted, found = _noted(place), _digests(place, {})
+    for file, digest in noted.items():
+        if found.get(file) != digest:
+            raise ValueError(f"{file!r} in it is not as it was written")
+
+
+def _seal(place: str) -> Path:
+    return Path(f"{place}.seal")
+
+
+def _noted(place: str) -> dict[str, str]:
+    try:
+        noted = json.loads(_seal(place).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return {}
+    return noted if isinstance(noted, dict) else {}
+
+
+def _digests(place: str, known: Mapping[str, str]) -> dict[str, str]:
+    """What each file of a collection holds that is written once; the others see to themselves."""
+    digests = {}
+    for file in sorted(Path(place).rglob("*")):
+        name = file.relative_to(place).as_posix()
+        if not file.is_file() or file.suffix == ".json" or name.startswith("derived/"):
+            continue
+        if name not in known:
+            with open(file, "rb") as content:
+                digests[name] = hashlib.file_digest(content, "blake2b").hexdigest()
+        else:
+            digests[name] = known[name]
+    return digests
 
 
 def _clear(place: str) -> None:

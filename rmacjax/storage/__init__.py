@@ -23,11 +23,10 @@ from rmacjax.storage.computed import derived, derived_key
 from rmacjax.storage.levels import PackedLevels, pack_levels
 from rmacjax.storage.regions import StoredRegions
 from rmacjax.storage.rows import Snapshot, StoredImage
-from rmacjax.storage.table import FORMAT_VERSION, DamagedMap, Table
+from rmacjax.storage.table import FORMAT_VERSION, Table
 
 __all__ = [
     "FORMAT_VERSION",
-    "DamagedMap",
     "PackedLevels",
     "Snapshot",
     "StoredImage",

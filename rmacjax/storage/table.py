@@ -50,18 +50,6 @@ _TARGET_ROWS = 4096  # rows per fragment after compaction; Lance's default rewri
 _RETRY_SECONDS = 120.0
 
 
-class DamagedMap(RuntimeError):
-    """A stored map cannot be used; the sentence says which, and what to do.
-
-    Attributes:
-        location: the table's.
-    """
-
-    def __init__(self, sentence: str, location: str) -> None:
-        super().__init__(sentence)
-        self.location = location
-
-
 class Table:
     """A table of described images; make one with `Table.create` or `Table.open`.
 
@@ -313,7 +301,6 @@ class Table:
 
         Raises:
             ValueError: for numbers outside the snapshot.
-            DamagedMap: for a map that was damaged on the disk.
             RuntimeError: when maps cannot be read, or when the snapshot is so old that `compact`
                 has removed its version.
         """
@@ -333,10 +320,9 @@ class Table:
                 packed.append(PackedLevels(data or b""))
             except ValueError as error:
                 path = snapshot.paths[index]
-                raise DamagedMap(
+                raise RuntimeError(
                     f"the collection at {self.location} has a map that cannot be used, that of "
-                    f"{path!r}: {error}; remove the photo and add it again",
-                    self.location,
+                    f"{path!r}: {error}; remove the photo and add it again"
                 ) from error
         return packed
 
