@@ -504,6 +504,7 @@ def test_what_is_damaged_in_the_cache_is_made_anew(capsys, folder, weights, tmp_
 
 DAMAGE = {
     "overwritten": lambda content: content[:60] + bytes(8) + content[68:],
+    "with another word": lambda content: content.replace(b"pool", b"poom").replace(b"p0", b"p1"),
     "overwritten at its end": lambda content: content[:-40] + b"\x7c" * 8 + content[-32:],
     "of zeroes": lambda content: bytes(len(content)),
     "cut off": lambda content: content[: len(content) // 2],
@@ -533,6 +534,36 @@ def test_whatever_is_damaged_in_a_kept_collection_is_made_anew(
         assert json.loads(captured.out)["rows"] == whole["rows"]
         assert json.loads(captured.out)["trust"] == whole["trust"]
     assert main(words) == 0 and "damaged" not in capsys.readouterr().err
+
+
+def test_a_damaged_map_is_found_without_a_seal_too(capsys, folder, weights, tmp_path):
+    words = ["evaluate", folder, "--weights", weights, "--cache", str(tmp_path)]
+    words += ["--long-side", "128", "--rerank", "2", "--json", "-"]
+    assert main(words) == 0
+    whole = json.loads(capsys.readouterr().out)
+    (place,) = (path for path in tmp_path.iterdir() if path.is_dir())
+    (seal,) = tmp_path.glob("*.seal")
+    stored = bytes(rmacjax.Collection.open(place).gallery().read_levels([3])[0]._body)
+    for content in (
+        "gone",
+        "",
+        "[" * 100_000,
+        "[1]",
+        seal.read_text().replace("data/", "datb/", 1),
+    ):
+        overwritten = 0
+        for file in (place / "data").iterdir():
+            content_ = file.read_bytes()
+            if stored in content_:
+                middle = stored[:20] + b"\x7c" * 8 + stored[28:]
+                file.write_bytes(content_.replace(stored, middle))
+                overwritten += 1
+        assert overwritten == 1
+        seal.unlink() if content == "gone" else seal.write_text(content)
+        assert main(words) == 0
+        captured = capsys.readouterr()
+        assert captured.err.count(f"{str(place)!r} is damaged, and made anew") == 1
+        assert json.loads(captured.out)["rows"] == whole["rows"]
 
 
 def test_a_kept_collection_that_grew_or_was_left_unfinished_is_not_damaged(

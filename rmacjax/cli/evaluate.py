@@ -182,6 +182,8 @@ def evaluate(
             raise ValueError(
                 f"--html names a folder for the pages, and {html!r} cannot be one: {error.strerror}"
             ) from error
+        if not os.access(html, os.W_OK):
+            raise ValueError(f"--html names a folder for the pages, and {html!r} is not writable")
     prepare()
     from rmacjax.cli.describing import chosen_settings, warn_of_other_pool
     from rmacjax.cli.query_pages import Pages

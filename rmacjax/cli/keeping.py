@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import json
 import os
 import shutil
 import tempfile
@@ -14,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rmacjax.cli.seals import damaged_file, is_sealed, seal, unseal
 from rmacjax.cli.terminal import list_skipped, progress, say
 
 if TYPE_CHECKING:
@@ -188,14 +188,15 @@ def described_in(
     place = os.path.join(folder, f"{name}-{photos.hexdigest()[:8]}-{kind}")
     collection = _opened(place, params) if os.path.lexists(place) else None
     if collection is None:
-        _seal(place).unlink(missing_ok=True)
+        unseal(place)
         collection = Collection.create(place, params, settings=settings, regions=regions)
-    with _sealed(place), progress("photos") as update:
+    with progress("photos") as update:
         added = collection.add(truth.paths, progress=update)
-        # What could be read the last time and cannot now is as if it had never been.
-        if added.skipped:
-            collection.remove([path for path, _ in added.skipped])
     list_skipped(added.skipped)
+    # What could be read the last time and cannot now is as if it had never been.
+    if added.skipped:
+        collection.remove([path for path, _ in added.skipped])
+    seal(place)
     if not len(collection):
         raise OSError(f"none of the photos of {truth.name} could be used")
     return collection, added
@@ -204,81 +205,59 @@ def described_in(
 def _opened(place: str, params: "Params") -> "Collection | None":
     """A kept collection; None where it is damaged, and then its place is free.
 
-    Where there is none it is removed; what only could not be opened this time is kept beside it.
+    One that is sealed is damaged where the seal says so, and what else keeps it from being opened
+    is told. One that is not, as after a run that was killed, is read through. Where there is none
+    it is removed; what is damaged is kept beside it.
+
+    Raises:
+        OSError, ValueError, RuntimeError: one that is sound, or cannot be read, was not opened.
     """
     from rmacjax.collection import Collection
 
+    if is_sealed(place):
+        file = damaged_file(place)
+        if file is None:
+            return Collection.open(place, params)
+        _set_aside(place, f"{file!r} in it is not as it was written")
+        return None
     try:
         kept = Collection.open(place, params)
-        if len(kept.paths) != len(kept):  # which reads its rows, and not only their number
-            raise ValueError("its rows are not as many as they should be")
-        _check_seal(place)
+        _read_through(kept)
         return kept
     except FileNotFoundError:
         _clear(place)
         say(f"{place!r} is damaged, and made anew")
-    except (ValueError, LookupError, RuntimeError) as error:
-        aside = f"{place}.damaged"
-        _clear(aside)
-        os.replace(place, aside)
-        say(f"{place!r} is damaged, and made anew; it was set aside as {aside!r}: {error}")
+    except (ValueError, LookupError, TypeError, RuntimeError) as error:
+        _set_aside(place, str(error))
     return None
 
 
-@contextmanager
-def _sealed(place: str) -> Iterator[None]:
-    """Let a collection grow, and note what each of its files holds when that is done.
-
-    Its files are written once, so one that is not as it was noted has been damaged since, whatever
-    it holds. A run that is killed leaves no seal, and the next one takes what it finds.
-    """
-    noted = _noted(place)
-    _seal(place).unlink(missing_ok=True)
-    try:
-        yield
-    finally:
-        unfinished = _seal(place).with_suffix(".unfinished")
-        unfinished.write_text(json.dumps(_digests(place, noted)), encoding="utf-8")
-        os.replace(unfinished, _seal(place))
-
-
-def _check_seal(place: str) -> None:
-    """Compare a collection's files with what was noted of them.
+def _read_through(collection: "Collection") -> None:
+    """Read all that a collection holds once, which fails where it is damaged.
 
     Raises:
-        ValueError: one is not as it was, or gone.
+        ValueError, RuntimeError: it is.
     """
-    noted, found = _noted(place), _digests(place, {})
-    for file, digest in noted.items():
-        if found.get(file) != digest:
-            raise ValueError(f"{file!r} in it is not as it was written")
+    import numpy as np
+
+    if len(collection.paths) != len(collection):  # which reads its rows, and not only their number
+        raise ValueError("its rows are not as many as they should be")
+    gallery = collection.gallery()
+    for start in range(0, len(collection), 256):
+        numbers = range(start, min(start + 256, len(collection)))
+        for packed in gallery.read_levels(numbers):
+            packed.unpack()
+    if collection.regions:
+        dimensions = gallery.snapshot.descriptors.shape[1]
+        gallery.region_scores(np.zeros((1, dimensions), np.float32))
 
 
-def _seal(place: str) -> Path:
-    return Path(f"{place}.seal")
-
-
-def _noted(place: str) -> dict[str, str]:
-    try:
-        noted = json.loads(_seal(place).read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        return {}
-    return noted if isinstance(noted, dict) else {}
-
-
-def _digests(place: str, known: Mapping[str, str]) -> dict[str, str]:
-    """What each file of a collection holds that is written once; the others see to themselves."""
-    digests = {}
-    for file in sorted(Path(place).rglob("*")):
-        name = file.relative_to(place).as_posix()
-        if not file.is_file() or file.suffix == ".json" or name.startswith("derived/"):
-            continue
-        if name not in known:
-            with open(file, "rb") as content:
-                digests[name] = hashlib.file_digest(content, "blake2b").hexdigest()
-        else:
-            digests[name] = known[name]
-    return digests
+def _set_aside(place: str, reason: str) -> None:
+    """Make room for a new collection where a damaged one lies, which is kept beside it."""
+    aside = f"{place}.damaged"
+    _clear(aside)
+    os.replace(place, aside)
+    say(f"{place!r} is damaged, and made anew; it was set aside as {aside!r}: {reason}")
 
 
 def _clear(place: str) -> None:
