@@ -553,10 +553,10 @@ def test_a_damaged_map_is_found_without_a_seal_too(capsys, folder, weights, tmp_
     ):
         overwritten = 0
         for file in (place / "data").iterdir():
-            content_ = file.read_bytes()
-            if stored in content_:
+            kept = file.read_bytes()
+            if stored in kept:
                 middle = stored[:20] + b"\x7c" * 8 + stored[28:]
-                file.write_bytes(content_.replace(stored, middle))
+                file.write_bytes(kept.replace(stored, middle))
                 overwritten += 1
         assert overwritten == 1
         seal.unlink() if content == "gone" else seal.write_text(content)
