@@ -1,0 +1,154 @@
+"""What is done to the shipped network after its training, in parts."""
+
+from dataclasses import replace
+
+import finish_default as finish
+import numpy as np
+import oracles
+import pytest
+
+import rmacjax
+from rmacjax.backbones import TORCHVISION_CONVENTION, Network, initialize
+from rmacjax.descriptors import Params
+from rmacjax.regions import rmac_regions
+
+
+@pytest.fixture(scope="module")
+def params():
+    return Params(Network("alexnet", False, TORCHVISION_CONVENTION), initialize("alexnet", 0), None)
+
+
+def test_answers_are_the_map_before_its_relu(params, rng):
+    photos = list(rng.integers(0, 256, (3, 96, 128, 3), np.uint8))
+    maps = np.asarray(rmacjax.activations(params, photos))
+    found = np.stack(finish.answers(params, photos)).reshape(maps.shape)
+    assert 0.2 < (found < 0).mean() < 0.8
+    np.testing.assert_allclose(np.maximum(found, 0), maps, atol=1e-5 * maps.max())
+    bias = np.array(params.weights["conv5.bias"])
+    bias[3] = -50 * maps.max()
+    low = params._replace(weights={**params.weights, "conv5.bias": bias})
+    lower = np.stack(finish.answers(low, photos)).reshape(maps.shape)
+    np.testing.assert_allclose(lower[..., 3], found[..., 3] + bias[3], atol=1e-4 * maps.max())
+    np.testing.assert_allclose(lower[..., 4:], found[..., 4:], atol=1e-4 * maps.max())
+    bias[3] = np.nan
+    with pytest.raises(ValueError, match="no finite numbers"):
+        finish.answers(params._replace(weights={**params.weights, "conv5.bias": bias}), photos)
+
+
+def test_balanced_channels_are_as_loud_as_each_other_and_none_is_thin(params, rng):
+    photos = list(rng.integers(0, 256, (6, 160, 160, 3), np.uint8))
+    before = np.asarray(rmacjax.activations(params, photos))
+    changed = finish.balanced(params, photos, 0.6)
+    after = np.asarray(rmacjax.activations(changed, photos))
+    often = (before > 0).mean((0, 1, 2))
+    assert (often < 0.6).any() and (often > 0.6).any()
+    np.testing.assert_allclose((after > 0).mean((0, 1, 2)), np.maximum(often, 0.6), atol=0.01)
+    regions = rmac_regions(*after.shape[1:3], 3)
+    maxima = [[oracles.box_maximum(map_, box) for box in regions] for map_ in after]
+    np.testing.assert_allclose(np.sqrt(np.square(maxima).mean((0, 1))), 1, rtol=1e-3)
+    # The same answers but for a threshold and a unit: where two cells are above, so is their order.
+    for channel in (0, 100, 255):
+        old, new = before[..., channel].ravel(), after[..., channel].ravel()
+        both = (old > 0) & (new > 0)
+        slope, start = np.polyfit(old[both], new[both], 1)
+        np.testing.assert_allclose(new[both], slope * old[both] + start, atol=1e-4)
+
+
+def test_a_channel_that_says_nothing_is_made_mute(params, rng):
+    kernel = np.array(params.weights["conv5.kernel"])
+    kernel[..., 3] = 0
+    dull = params._replace(weights={**params.weights, "conv5.kernel": kernel})
+    photos = list(rng.integers(0, 256, (2, 96, 96, 3), np.uint8))
+    maps = np.asarray(rmacjax.activations(finish.balanced(dull, photos, 0.1), photos))
+    assert np.isfinite(maps).all() and maps[..., 3].max() == 0 < maps[..., 4].max()
+
+
+def test_patches_are_what_the_last_convolution_looks_at(params, rng):
+    photo = rng.integers(0, 256, (96, 112, 3), np.uint8)
+    rows = finish.patches(params, [photo], 400, 2)
+    assert rows.shape == (400, 9 * 256)
+    high, wide = rmacjax.activations(params, [photo])[0].shape[:2]
+    assert len(np.unique(rows.round(6), axis=0)) == (high - 2) * (wide - 2)
+    np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, rtol=1e-6)
+    # A channel's answer there is its kernel's product with one of them, but for the patch's length.
+    kernel = np.asarray(params.weights["conv5.kernel"], np.float64).reshape(-1, 256)
+    found = rows @ kernel
+    answers = finish.answers(params, [photo])[0]
+    directions = answers / np.linalg.norm(answers, axis=1, keepdims=True)
+    found /= np.linalg.norm(found, axis=1, keepdims=True)
+    np.testing.assert_allclose((found @ directions.T).max(1), 1, atol=1e-5)
+
+
+def _told_apart(rows, groups, kernels):
+    """Whether the loudest of three kernels tells which of three groups a row is from."""
+    nearest = ((rows - rows.mean(0)) @ kernels).argmax(1)
+    kinds = [set(nearest[groups == group]) for group in range(3)]
+    return sorted(map(len, kinds)) == [1, 1, 1] and len(set.union(*kinds)) == 3
+
+
+def test_centroids_tell_groups_of_rows_apart(rng):
+    groups = rng.permutation(np.repeat(np.arange(3), 200))
+    rows = 5 * np.eye(3, 60)[groups] + rng.normal(0, 0.3, (600, 60))
+    for seed in range(40):
+        begun = _told_apart(rows, groups, finish.centroids(rows, 3, seed, rounds=0))
+        if not begun and _told_apart(rows, groups, finish.centroids(rows, 3, seed)):
+            break
+    else:
+        pytest.fail("moving the centroids never told apart what the first ones did not")
+    # What is loud in rows of all groups is whitened away: without that it is all there is to see.
+    loud = rows + 40 * rng.normal(size=(600, 1)) * np.eye(1, 60, 50)
+    assert any(_told_apart(loud, groups, finish.centroids(loud, 3, seed)) for seed in range(40))
+
+
+def test_mute_channels_speak_again_and_the_others_stay_as_they_are(params, rng):
+    bias = np.array(params.weights["conv5.bias"])
+    bias[[3, 7]] = -50
+    partly = params._replace(weights={**params.weights, "conv5.bias": bias})
+    photos = list(rng.integers(0, 256, (3, 128, 128, 3), np.uint8))
+    before, after = (
+        np.asarray(rmacjax.activations(p, photos))
+        for p in (partly, finish.revived(partly, photos, 0.2, 1))
+    )
+    mute = (before > 0).mean((0, 1, 2)) < 0.004
+    assert mute[[3, 7]].all() and mute.sum() < 20
+    np.testing.assert_allclose((after > 0).mean((0, 1, 2))[mute], 0.2, atol=0.02)
+    np.testing.assert_array_equal(after[..., ~mute], before[..., ~mute])
+    again = np.asarray(rmacjax.activations(finish.revived(partly, photos, 0.2, 1), photos))
+    np.testing.assert_array_equal(after, again)
+    kernel = finish.revived(partly, photos, 0.2, 1).weights["conv5.kernel"][..., mute]
+    wanted = finish.centroids(finish.patches(partly, photos, 200, 1), int(mute.sum()), 1)
+    np.testing.assert_allclose(kernel, wanted.reshape(kernel.shape), rtol=1e-5, atol=1e-6)
+    talkative = finish.balanced(params, photos, 0.5)
+    assert finish.revived(talkative, photos, 0.2, 1) is talkative
+
+
+def test_the_faithful_scale_keeps_directions_best(rng):
+    maxima = rng.gamma(1.0, 3.0, (50, 40)) * (rng.random((50, 40)) < 0.6)
+
+    def fidelity(scale):
+        levels = np.vectorize(oracles.quantize)(maxima, scale)
+        return np.mean([oracles.cosine(a, b) for a, b in zip(levels, maxima, strict=True)])
+
+    scale = finish.faithful_scale(maxima)
+    assert fidelity(scale) > max(fidelity(scale * factor) for factor in (0.25, 0.5, 2, 4))
+    assert fidelity(scale) > 0.98
+
+
+def test_the_file_that_is_written_is_a_whole_network(params, file, tmp_path):
+    judging = replace(params.network, thresholds=(("filter", 0.5),))
+    start = params._replace(network=judging)
+    rmacjax.weights.save(file, start, origin="untrained", licence="Apache-2.0")
+    finish.finish(str(file), tmp_path / "default.safetensors", photos=14)
+    made = rmacjax.load(tmp_path / "default.safetensors")
+    assert made.network.name == "default" and made.network.activation_scale > 0
+    assert made.whitening is not None and made.network.thresholds == ()
+    described = rmacjax.describe(made, [finish.photo_of(0, 3), finish.photo_of(1, 5)])
+    np.testing.assert_allclose(np.linalg.norm(described, axis=1), 1, atol=1e-5)
+
+
+def test_generated_photos_are_of_several_kinds_and_repeat():
+    photos = [finish.photo_of(3, number) for number in range(7)]
+    for number, photo in enumerate(photos):
+        assert photo.dtype == np.uint8 and photo.ndim == 3 and photo.std() > 5
+        np.testing.assert_array_equal(photo, finish.photo_of(3, number))
+        assert all(not np.array_equal(photo, other) for other in photos[:number])

@@ -1,0 +1,272 @@
+"""What is done to the network that ships after its training, without gradients.
+
+Mute channels of its last convolution get fresh kernels, all of its channels are made alike, its
+whitening is learned, and the scale of its four-bit maps is found, all on generated photos that it
+was not trained on.
+
+    python weights/finish_default.py TRAINED.safetensors weights/default.safetensors
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import tyro
+
+import rmacjax
+from rmacjax import scenes, weights
+from rmacjax.descriptors import Params
+from rmacjax.integral import quantize
+from rmacjax.normalization import l2_normalize
+from rmacjax.pooling import region_maxima
+from rmacjax.regions import rmac_regions
+from rmacjax.whitening import fit_pca_whitening
+
+LAST = "conv5"
+"""The last convolution, whose ReLU ends the network."""
+
+PARTS = ("kernel", "bias")
+
+MUTE = 0.004
+"""A channel that answers in less than this part of all cells has nothing to say."""
+
+ROOTS = 20
+"""So many directions of patches are made equally strong, the weaker ones less and less."""
+
+
+def photo_of(seed: int, number: int) -> np.ndarray:
+    """A generated photo to learn kernels, units, whitening and scale on, and none to train on.
+
+    Seven kinds take turns: sharp and soft, coarse and fine, abstract and with things in places. No
+    kind alone has the statistics of photos, and what is learned on one of them transfers less well.
+    """
+    rng = np.random.default_rng([seed, 999, number])
+    kind, size = number % 7, (384, 512)
+    if kind <= 1:
+        reach, strength = ((0.3, 1.1), 0.8) if kind == 0 else ((0.15, 0.6), 0.5)
+        views, _ = scenes.training_batch(rng, 2, 320, strength=strength, gray=0.3, reach=reach)
+        return views[0]
+    if kind == 2:
+        one, other = (scenes.power_noise(rng, 512, rng.uniform(0.9, 1.6)) for _ in range(2))
+        tints = rng.normal([[1], [0]], 0.3, (2, 3))
+        pixels = one[:384, :, None] * tints[0] + other[:384, :, None] * tints[1]
+        return np.clip(120 + rng.uniform(25, 60) * pixels, 0, 255).astype(np.uint8)
+    if kind == 3:
+        image = scenes.render_collection(int(rng.integers(2**31)), 1, 2, 0, size).images[1]
+    else:
+        few, many, smallest, largest = ((20, 90, 0.05, 0.9), (150, 600, 0.01, 0.5))[kind > 4]
+        image = scenes.render_scene(
+            rng,
+            size,
+            leaves=int(np.exp(rng.uniform(np.log(few), np.log(many)))),
+            smallest=smallest,
+            largest=largest,
+            tilt=float(rng.choice([0.03, 0.2, 1.0])),
+            contrast=float(rng.uniform(0.3, 1.3)),
+        )
+    soft = scenes.blur(image.astype(np.float32), 2 if kind == 6 else 0)
+    return scenes.photograph(rng, soft, strength=0.5)
+
+
+def answers(params: Params, photos: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """What the last convolution answers to each photo before its ReLU: (cells, c) each.
+
+    Its biases are lifted until the ReLU cuts nothing off, and what was added is taken away again.
+
+    Raises:
+        ValueError: an activation is no finite number.
+    """
+    channels = params.network.channels
+    lift = max(1e-3, *(float(jnp.max(m)) for m in rmacjax.activations(params, list(photos[:8]))))
+    while True:
+        lift *= 8
+        bias = params.weights[f"{LAST}.bias"] + lift
+        lifted = _with(params, {f"{LAST}.bias": bias})
+        maps = [np.asarray(m).reshape(-1, channels) for m in rmacjax.activations(lifted, photos)]
+        if not all(np.isfinite(map_).all() for map_ in maps):
+            raise ValueError(f"{LAST} answers with activations that are no finite numbers.")
+        if min(map_.min() for map_ in maps) > 0:
+            return [map_ - lift for map_ in maps]
+
+
+def patches(params: Params, photos: Sequence[np.ndarray], count: int, seed: int) -> np.ndarray:
+    """What the last convolution looks at in random places: 3 x 3 cells, (n, 9 c), at length 1.
+
+    Args:
+        params: the network; its last convolution takes as many channels as it gives.
+        photos: to take patches from, `count` of each.
+        count: patches per photo.
+        seed: decides the places.
+    """
+    rng = np.random.default_rng([seed, 996])
+    kernel, bias = (np.zeros(params.weights[f"{LAST}.{part}"].shape) for part in PARTS)
+    kernel[1, 1] = np.eye(len(bias))
+    through = _with(params, {f"{LAST}.kernel": kernel, f"{LAST}.bias": bias})
+    rows = []
+    for map_ in rmacjax.activations(through, list(photos)):
+        windows = np.lib.stride_tricks.sliding_window_view(np.asarray(map_), (3, 3), axis=(0, 1))
+        y, x = (rng.integers(0, n, count) for n in windows.shape[:2])
+        rows.append(windows[y, x].transpose(0, 2, 3, 1).reshape(count, -1))
+    found = np.concatenate(rows).astype(np.float64)
+    return found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-9)
+
+
+def centroids(rows: np.ndarray, count: int, seed: int, rounds: int = 25) -> np.ndarray:
+    """Kernels that tell frequent patches apart: spherical k-means of whitened rows, (d, count).
+
+    Whitening is held back to `ROOTS` directions. With more of them kernels become fine-grained,
+    which tells photos apart a little better and the edges of things worse.
+
+    Args:
+        rows: (n, d), from `patches`.
+        count: how many kernels.
+        seed: decides where the search begins.
+        rounds: of assigning rows and moving centroids.
+
+    References:
+        Coates and Ng, "Learning feature representations with k-means", 2012.
+    """
+    rng = np.random.default_rng([seed, 995])
+    mean = rows.mean(0)
+    values, vectors = np.linalg.eigh(np.cov((rows - mean).T))
+    values, vectors = np.maximum(values[::-1][:400], 0), vectors[:, ::-1][:, :400]
+    whiten = vectors / np.sqrt(values + max(values[ROOTS], 1e-9 * values[0]))
+    white = _unit((rows - mean) @ whiten)
+    found = white[rng.choice(len(white), count, replace=False)]
+    for _ in range(rounds):
+        nearest = (white @ found.T).argmax(1)
+        sums = np.zeros_like(found)
+        np.add.at(sums, nearest, white)
+        lonely = np.bincount(nearest, minlength=count) == 0
+        sums[lonely] = white[rng.choice(len(white), int(lonely.sum()), replace=False)]
+        found = _unit(sums)
+    return whiten @ found.T
+
+
+def revived(params: Params, photos: Sequence[np.ndarray], share: float, seed: int) -> Params:
+    """Give the last convolution's mute channels kernels that answer to what is there.
+
+    Training leaves channels that never answer, and no gradient brings them back. They get centroids
+    of what the layer before says, and thresholds at which they answer in `share` of all cells.
+
+    Args:
+        params: the network.
+        photos: to listen to. A channel is mute that answers in less than `MUTE` of their cells.
+        share: of the cells, between 0 and 1.
+        seed: decides the kernels.
+    """
+    often = (np.concatenate(answers(params, photos)) > 0).mean(0)
+    mute = often < MUTE
+    if not mute.any():
+        return params
+    kernel, bias = (np.array(params.weights[f"{LAST}.{part}"]) for part in PARTS)
+    fresh = centroids(patches(params, photos, 200, seed), int(mute.sum()), seed)
+    kernel[..., mute] = fresh.reshape(*kernel.shape[:3], -1)
+    bias[mute] = 0
+    awake = _with(params, {f"{LAST}.kernel": kernel, f"{LAST}.bias": bias})
+    threshold = np.quantile(np.concatenate(answers(awake, photos)), 1 - share, axis=0)
+    return _with(awake, {f"{LAST}.bias": np.where(mute, -threshold, bias)})
+
+
+def balanced(params: Params, photos: Sequence[np.ndarray], share: float) -> Params:
+    """Make channels equally loud, and none of them thin, by changing the last convolution alone.
+
+    Localization compares plain maxima, which no whitening has made comparable, and finds the edges
+    of a thing only where channels answer near its edges. So a channel that answers in less than
+    `share` of all cells gets the threshold above which it answers there, and each channel the unit
+    in which the maxima of regions have the same root mean square: ``relu((x - t) / s)``. That is a
+    convolution with other numbers.
+
+    Args:
+        params: the network.
+        photos: to listen to.
+        share: of the cells, between 0 and 1.
+
+    Raises:
+        ValueError: no channel answers anywhere.
+    """
+    seen = np.concatenate(answers(params, photos))
+    threshold = np.minimum(np.quantile(seen, 1 - share, axis=0), 0)
+    kernel, bias = (np.asarray(params.weights[f"{LAST}.{part}"], float) for part in PARTS)
+    moved = _with(params, {f"{LAST}.bias": bias - threshold})
+    loud = np.sqrt(np.mean(np.square(region_maxima_of(moved, photos)), axis=0))
+    speaks = loud > 1e-6 * loud.max()
+    if not speaks.any():
+        raise ValueError(f"No channel of {LAST} answers to any of the photos.")
+    factor = np.where(speaks, 1 / np.where(speaks, loud, 1), 0)
+    return _with(
+        moved, {f"{LAST}.kernel": kernel * factor, f"{LAST}.bias": (bias - threshold) * factor}
+    )
+
+
+def _with(params: Params, changed: dict[str, np.ndarray]) -> Params:
+    narrow = {name: jnp.asarray(value, jnp.float32) for name, value in changed.items()}
+    return params._replace(weights={**params.weights, **narrow})
+
+
+def _unit(rows: np.ndarray) -> np.ndarray:
+    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+
+
+def region_maxima_of(params: Params, photos: Sequence[np.ndarray], levels: int = 3) -> np.ndarray:
+    """Maxima of all photos' regions, (n r, c), as the network gives them."""
+    maps = rmacjax.activations(params, list(photos))
+    grids = [rmac_regions(*map_.shape[:2], levels) for map_ in maps]
+    pooled = [np.asarray(region_maxima(m, grid)) for m, grid in zip(maps, grids, strict=True)]
+    return np.concatenate(pooled)
+
+
+def faithful_scale(maxima: np.ndarray) -> float:
+    """The activation scale with which region vectors keep their direction best in four bits."""
+
+    def fidelity(scale: float) -> float:
+        levels = np.asarray(quantize(maxima, scale), np.float32)
+        lengths = np.linalg.norm(levels, axis=1) * np.linalg.norm(maxima, axis=1)
+        return float(np.mean((levels * maxima).sum(1) / np.maximum(lengths, 1e-12)))
+
+    loud = float(np.mean(maxima[maxima > 0]))
+    return max((2 ** (k / 4) / loud for k in range(8, 33)), key=fidelity)
+
+
+def finish(
+    trained: str, out: Path, /, *, photos: int = 490, share: float = 0.15, seed: int = 0
+) -> None:
+    """Revive and balance channels, learn the whitening and the scale, write the file that ships.
+
+    Args:
+        trained: a network, by file or name.
+        out: the file to write.
+        photos: generated photos to learn on, seven at least.
+        share: of all cells in which each channel answers at least, and a revived one at first.
+        seed: decides the photos and the fresh kernels.
+    """
+    generated = [photo_of(seed, i) for i in range(photos)]
+    params = revived(rmacjax.load(trained), generated[1::4], share, seed)
+    params = balanced(params, generated[::2], share)
+    # From here on with the numbers that the file can hold.
+    kept = {n: jnp.asarray(v, jnp.float16).astype(jnp.float32) for n, v in params.weights.items()}
+    params = params._replace(weights=kept, whitening=None)
+    maxima = region_maxima_of(params, generated)
+    whitening = fit_pca_whitening(np.asarray(l2_normalize(jnp.asarray(maxima))))
+    # Scores of other descriptors: lines between found and not found have to be learned anew.
+    network = replace(
+        params.network,
+        name="default",
+        activation_scale=faithful_scale(maxima[::7]),
+        thresholds=(),
+    )
+    weights.save(
+        out,
+        params._replace(network=network, whitening=whitening),
+        dtype="float16",
+        origin="trained from nothing on generated images",
+        licence="Apache-2.0",
+        made_by="training on generated images, then weights/finish_default.py",
+        whitening_origin=f"regions of {photos} generated photos, 3 levels",
+    )
+
+
+if __name__ == "__main__":
+    tyro.cli(finish)
