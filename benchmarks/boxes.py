@@ -5,6 +5,7 @@
 
 A painting shrunk to 320 pixels is the query, its wall at 512 the photo; maps are as the network
 gives them. No descriptor and no quantised map takes part, so it is the network that is measured.
+"aml" is AML with exact maxima on the published grid, as re-ranking does it.
 """
 
 import json
@@ -43,7 +44,7 @@ def main(
     """
     params = rmacjax.load(weights)
     exact = jax.jit(lambda *given: rmacjax.localize(*given[:3], within, size=given[3]).box)
-    published = jax.jit(lambda *given: rmacjax.aml(*given[:3], alpha=None, size=given[3]).box)
+    on_grid = jax.jit(lambda *given: rmacjax.aml(*given[:3], alpha=None, size=given[3]).box)
     most = photo_side // stride(params.network) + 1
     overlaps: dict[str, list[float]] = {"exact": [], "aml": [], "whole photo": []}
     truth = read_museum_reversed(museum)
@@ -60,12 +61,11 @@ def main(
             given = (padded, wanted, ratio, np.array([high, wide], np.int32))
             found = {
                 "exact": boxes_to_px(exact(*given), (high, wide), full),
-                "aml": boxes_to_px(published(*given), (high, wide), full),
+                "aml": boxes_to_px(on_grid(*given), (high, wide), full),
                 "whole photo": np.array([0, 0, *full]),
             }
             for name, each in found.items():
-                iou = box_iou(np.asarray(each, np.float64), np.asarray(box, np.float64))
-                overlaps[name].append(float(iou))
+                overlaps[name].append(float(box_iou(np.asarray(each), np.asarray(box))))
     report: dict[str, object] = {"weights": weights, "n": len(overlaps["exact"])}
     for name, values in overlaps.items():
         above = float(np.mean(np.array(values) > 0.5))

@@ -61,6 +61,9 @@ def test_a_channel_that_says_nothing_is_made_mute(params, rng):
     photos = list(rng.integers(0, 256, (2, 96, 96, 3), np.uint8))
     maps = np.asarray(rmacjax.activations(finish.balanced(dull, photos, 0.1), photos))
     assert np.isfinite(maps).all() and maps[..., 3].max() == 0 < maps[..., 4].max()
+    silent = params._replace(weights={**params.weights, "conv5.kernel": np.zeros_like(kernel)})
+    with pytest.raises(ValueError, match="No channel of conv5 answers"):
+        finish.balanced(silent, photos, 0.1)
 
 
 def test_patches_are_what_the_last_convolution_looks_at(params, rng):
@@ -105,17 +108,15 @@ def test_mute_channels_speak_again_and_the_others_stay_as_they_are(params, rng):
     bias[[3, 7]] = -50
     partly = params._replace(weights={**params.weights, "conv5.bias": bias})
     photos = list(rng.integers(0, 256, (3, 128, 128, 3), np.uint8))
-    before, after = (
-        np.asarray(rmacjax.activations(p, photos))
-        for p in (partly, finish.revived(partly, photos, 0.2, 1))
-    )
+    made = finish.revived(partly, photos, 0.2, 1)
+    before, after = (np.asarray(rmacjax.activations(p, photos)) for p in (partly, made))
     mute = (before > 0).mean((0, 1, 2)) < 0.004
     assert mute[[3, 7]].all() and mute.sum() < 20
     np.testing.assert_allclose((after > 0).mean((0, 1, 2))[mute], 0.2, atol=0.02)
     np.testing.assert_array_equal(after[..., ~mute], before[..., ~mute])
     again = np.asarray(rmacjax.activations(finish.revived(partly, photos, 0.2, 1), photos))
     np.testing.assert_array_equal(after, again)
-    kernel = finish.revived(partly, photos, 0.2, 1).weights["conv5.kernel"][..., mute]
+    kernel = made.weights["conv5.kernel"][..., mute]
     wanted = finish.centroids(finish.patches(partly, photos, 200, 1), int(mute.sum()), 1)
     np.testing.assert_allclose(kernel, wanted.reshape(kernel.shape), rtol=1e-5, atol=1e-6)
     talkative = finish.balanced(params, photos, 0.5)

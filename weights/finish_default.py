@@ -32,8 +32,11 @@ PARTS = ("kernel", "bias")
 MUTE = 0.004
 """A channel that answers in less than this part of all cells has nothing to say."""
 
-ROOTS = 20
-"""So many directions of patches are made equally strong, the weaker ones less and less."""
+LEVELS = 3
+"""Scales of the grid of regions."""
+
+DIRECTIONS = 20
+"""So many directions of patches are made about equally strong, the weaker ones less and less."""
 
 
 def photo_of(seed: int, number: int) -> np.ndarray:
@@ -56,11 +59,11 @@ def photo_of(seed: int, number: int) -> np.ndarray:
     if kind == 3:
         image = scenes.render_collection(int(rng.integers(2**31)), 1, 2, 0, size).images[1]
     else:
-        few, many, smallest, largest = ((20, 90, 0.05, 0.9), (150, 600, 0.01, 0.5))[kind > 4]
+        fewest, most, smallest, largest = ((20, 90, 0.05, 0.9), (150, 600, 0.01, 0.5))[kind > 4]
         image = scenes.render_scene(
             rng,
             size,
-            leaves=int(np.exp(rng.uniform(np.log(few), np.log(many)))),
+            leaves=int(np.exp(rng.uniform(np.log(fewest), np.log(most)))),
             smallest=smallest,
             largest=largest,
             tilt=float(rng.choice([0.03, 0.2, 1.0])),
@@ -109,14 +112,13 @@ def patches(params: Params, photos: Sequence[np.ndarray], count: int, seed: int)
         windows = np.lib.stride_tricks.sliding_window_view(np.asarray(map_), (3, 3), axis=(0, 1))
         y, x = (rng.integers(0, n, count) for n in windows.shape[:2])
         rows.append(windows[y, x].transpose(0, 2, 3, 1).reshape(count, -1))
-    found = np.concatenate(rows).astype(np.float64)
-    return found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-9)
+    return _unit(np.concatenate(rows).astype(np.float64))
 
 
 def centroids(rows: np.ndarray, count: int, seed: int, rounds: int = 25) -> np.ndarray:
     """Kernels that tell frequent patches apart: spherical k-means of whitened rows, (d, count).
 
-    Whitening is held back to `ROOTS` directions. With more of them kernels become fine-grained,
+    Whitening is held back to `DIRECTIONS`. With more of them kernels become fine-grained,
     which tells photos apart a little better and the edges of things worse.
 
     Args:
@@ -132,7 +134,7 @@ def centroids(rows: np.ndarray, count: int, seed: int, rounds: int = 25) -> np.n
     mean = rows.mean(0)
     values, vectors = np.linalg.eigh(np.cov((rows - mean).T))
     values, vectors = np.maximum(values[::-1][:400], 0), vectors[:, ::-1][:, :400]
-    whiten = vectors / np.sqrt(values + max(values[ROOTS], 1e-9 * values[0]))
+    whiten = vectors / np.sqrt(values + max(values[DIRECTIONS], 1e-9 * values[0]))
     white = _unit((rows - mean) @ whiten)
     found = white[rng.choice(len(white), count, replace=False)]
     for _ in range(rounds):
@@ -210,10 +212,10 @@ def _unit(rows: np.ndarray) -> np.ndarray:
     return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
 
 
-def region_maxima_of(params: Params, photos: Sequence[np.ndarray], levels: int = 3) -> np.ndarray:
+def region_maxima_of(params: Params, photos: Sequence[np.ndarray]) -> np.ndarray:
     """Maxima of all photos' regions, (n r, c), as the network gives them."""
     maps = rmacjax.activations(params, list(photos))
-    grids = [rmac_regions(*map_.shape[:2], levels) for map_ in maps]
+    grids = [rmac_regions(*map_.shape[:2], LEVELS) for map_ in maps]
     pooled = [np.asarray(region_maxima(m, grid)) for m, grid in zip(maps, grids, strict=True)]
     return np.concatenate(pooled)
 
@@ -236,9 +238,9 @@ def finish(
     """Revive and balance channels, learn the whitening and the scale, write the file that ships.
 
     Args:
-        trained: a network, by file or name.
+        trained: the trained network's file: AlexNet in torchvision's shape.
         out: the file to write.
-        photos: generated photos to learn on, seven at least.
+        photos: generated photos to learn on, fourteen at least.
         share: of all cells in which each channel answers at least, and a revived one at first.
         seed: decides the photos and the fresh kernels.
     """
@@ -264,7 +266,7 @@ def finish(
         origin="trained from nothing on generated images",
         licence="Apache-2.0",
         made_by="training on generated images, then weights/finish_default.py",
-        whitening_origin=f"regions of {photos} generated photos, 3 levels",
+        whitening_origin=f"regions of {photos} generated photos, {LEVELS} levels",
     )
 
 
