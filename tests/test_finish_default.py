@@ -147,6 +147,21 @@ def test_the_file_that_is_written_is_a_whole_network(params, file, tmp_path):
     np.testing.assert_allclose(np.linalg.norm(described, axis=1), 1, atol=1e-5)
 
 
+def test_what_it_cannot_finish_is_refused(params, file, tmp_path):
+    def refused(words, network=params.network, weights=params.weights, **options):
+        changed = params._replace(network=network, weights=weights)
+        rmacjax.weights.save(file, changed, origin="untrained", licence="Apache-2.0")
+        with pytest.raises(ValueError, match=words):
+            finish.finish(str(file), tmp_path / "default.safetensors", **options)
+        assert not (tmp_path / "default.safetensors").exists()
+
+    refused("is alexnet with its last pool", replace(params.network, last_pool=True))
+    other = Network("squeezenet1_1", False, TORCHVISION_CONVENTION)
+    refused("is squeezenet1_1: give", other, initialize("squeezenet1_1", 0))
+    refused("--photos must be at least 14, not 13", photos=13)
+    refused("--share must lie between 0 and 1", share=1.0)
+
+
 def test_generated_photos_are_of_several_kinds_and_repeat():
     photos = [finish.photo_of(3, number) for number in range(7)]
     for number, photo in enumerate(photos):

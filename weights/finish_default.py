@@ -7,6 +7,7 @@ was not trained on.
     python weights/finish_default.py TRAINED.safetensors weights/default.safetensors
 """
 
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -31,6 +32,9 @@ PARTS = ("kernel", "bias")
 
 MUTE = 0.004
 """A channel that answers in less than this part of all cells has nothing to say."""
+
+FEWEST = 14
+"""So many generated photos are needed: two of each kind."""
 
 LEVELS = 3
 """Scales of the grid of regions."""
@@ -243,9 +247,20 @@ def finish(
         photos: generated photos to learn on, fourteen at least.
         share: of all cells in which each channel answers at least, and a revived one at first.
         seed: decides the photos and the fresh kernels.
+
+    Raises:
+        ValueError: another architecture, fewer photos, or a share that is none.
     """
+    if photos < FEWEST:
+        raise ValueError(f"--photos must be at least {FEWEST}, not {photos}.")
+    if not 0 < share < 1:
+        raise ValueError(f"--share must lie between 0 and 1, not at {share}.")
+    params = rmacjax.load(trained)
+    if params.network.architecture != "alexnet" or params.network.last_pool:
+        shape = params.network.architecture + (" with its last pool" * params.network.last_pool)
+        raise ValueError(f"{trained} is {shape}: give an alexnet without its last pool.")
     generated = [photo_of(seed, i) for i in range(photos)]
-    params = revived(rmacjax.load(trained), generated[1::4], share, seed)
+    params = revived(params, generated[1::4], share, seed)
     params = balanced(params, generated[::2], share)
     # From here on with the numbers that the file can hold.
     kept = {n: jnp.asarray(v, jnp.float16).astype(jnp.float32) for n, v in params.weights.items()}
@@ -271,4 +286,7 @@ def finish(
 
 
 if __name__ == "__main__":
-    tyro.cli(finish)
+    try:
+        tyro.cli(finish)
+    except (OSError, ValueError) as error:
+        sys.exit(f"finish_default.py: {error}")
