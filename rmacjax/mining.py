@@ -1,8 +1,8 @@
 """Mining: which images a step of training compares, chosen with descriptors as they are now.
 
 `hard_negatives` finds the images that a query would be confused with, by the same exact search that
-answers queries. `label_groups`, `positives_by_label` and `positives_by_pair` say what may stand on
-the other side. Images are numbered; what is drawn by chance comes from a generator that is given.
+answers queries. Images are numbered. Which images match is said by labels or by geometry, see
+`rmacjax.finetune.sources.plans`.
 
 References:
     Radenović, Tolias and Chum, "Fine-tuning CNN image retrieval with no human annotation", PAMI
@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int
 
 from rmacjax.search import pad_rows, top_k
 
-__all__ = ["hard_negatives", "label_groups", "positives_by_label", "positives_by_pair"]
+__all__ = ["hard_negatives"]
 
 ASKED_AT_ONCE = 64
 """Queries that are searched for side by side."""
@@ -101,90 +101,6 @@ def hard_negatives(
     return found
 
 
-def label_groups(
-    labels: Int[np.ndarray, "n"], *, least: int = 2
-) -> tuple[Int[np.ndarray, "_"], ...]:
-    """Group images by label: those of which there are enough to be each other's positives.
-
-    Args:
-        labels: of each image; -1 for none.
-        least: images that a label has at least.
-
-    Returns:
-        For each such label, in increasing order, the numbers of its images, increasing.
-
-    >>> [group.tolist() for group in label_groups(np.asarray([7, 2, 7, -1, 2, 5, -1]))]
-    [[1, 4], [0, 2]]
-    """
-    order = np.argsort(labels, kind="stable")
-    edges = np.flatnonzero(np.diff(labels[order])) + 1
-    groups = np.split(order, edges)
-    return tuple(group for group in groups if len(group) >= least and labels[group[0]] >= 0)
-
-
-def positives_by_label(
-    labels: Int[np.ndarray, "n"], queries: Int[np.ndarray, "q"], generator: np.random.Generator
-) -> Int[np.ndarray, "q"]:
-    """Draw one positive for each query: another image with its label, each as likely as the others.
-
-    Args:
-        labels: of each image; -1 for none.
-        queries: numbers of images.
-        generator: of what is drawn; one number for each query.
-
-    Returns:
-        (q,) int64 numbers of images; -1 for a query that has no label, or its label for itself.
-
-    Raises:
-        ValueError: a query that no image is.
-
-    >>> labels = np.asarray([7, 2, 7, -1, 3])
-    >>> positives_by_label(labels, np.asarray([0, 2, 1, 3]), np.random.default_rng(0)).tolist()
-    [2, 0, -1, -1]
-    """
-    _check_numbers("queries", queries, len(labels))
-    order = np.argsort(labels, kind="stable")
-    place = np.empty_like(order)
-    place[order] = np.arange(len(order))
-    wanted = labels[queries]
-    first = np.searchsorted(labels[order], wanted, side="left")
-    others = np.searchsorted(labels[order], wanted, side="right") - first - 1
-    # A place among the others of the label, which the query's own is left out of.
-    drawn = first + _drawn(others, generator)
-    drawn += drawn >= place[queries]
-    has = (others > 0) & (wanted >= 0)
-    return np.where(has, order[np.where(has, drawn, 0)], -1) if len(labels) else drawn
-
-
-def positives_by_pair(
-    pairs: Int[np.ndarray, "p 2"], queries: Int[np.ndarray, "q"], generator: np.random.Generator
-) -> Int[np.ndarray, "q"]:
-    """Draw one positive for each query from pairs that geometry has verified.
-
-    Args:
-        pairs: (query, positive) numbers of images, in any order; a query may have several. They
-            hold in this direction only.
-        queries: numbers of images.
-        generator: of what is drawn; one number for each query.
-
-    Returns:
-        (q,) int64 numbers of images, each of a query's positives as likely as the others; -1 for a
-        query without pairs.
-
-    >>> pairs = np.asarray([[4, 1], [0, 2], [4, 1]])
-    >>> positives_by_pair(pairs, np.asarray([4, 0, 1]), np.random.default_rng(0)).tolist()
-    [1, 2, -1]
-    """
-    known = np.unique(pairs, axis=0)
-    first = np.searchsorted(known[:, 0], queries, side="left")
-    several = np.searchsorted(known[:, 0], queries, side="right") - first
-    drawn = first + _drawn(several, generator)
-    has = several > 0
-    if not has.any():
-        return np.full(len(queries), -1, np.int64)
-    return np.where(has, known[np.where(has, drawn, 0), 1], -1).astype(np.int64)
-
-
 def _first_of_each(
     ranked: Int[np.ndarray, "_"], clusters: Int[np.ndarray, "n"], own: int
 ) -> Int[np.ndarray, "_"]:
@@ -192,13 +108,6 @@ def _first_of_each(
     others = ranked[clusters[ranked] != own]
     _, first = np.unique(clusters[others], return_index=True)
     return others[np.sort(first)]
-
-
-def _drawn(several: Int[np.ndarray, "q"], generator: np.random.Generator) -> Int[np.ndarray, "q"]:
-    """A whole number from 0 to one below each of several; 0 where there is nothing to draw from."""
-    shares = generator.random(len(several))
-    most = np.maximum(several - 1, 0)
-    return np.minimum((shares * several).astype(np.int64), most)
 
 
 def _check_numbers(name: str, numbers: Int[np.ndarray, "_"], n: int) -> None:

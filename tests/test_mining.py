@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rmacjax import mining
-from rmacjax.mining import hard_negatives, label_groups, positives_by_label, positives_by_pair
+from rmacjax.mining import hard_negatives
 
 
 def brute_force(descriptors, clusters, queries, count, candidates):
@@ -72,41 +72,3 @@ def test_bad_arguments_are_refused_with_a_sentence():
         hard_negatives(descriptors, clusters, np.array([0, 4]))
     with pytest.raises(ValueError, match="candidates holds the number -1"):
         hard_negatives(descriptors, clusters, np.array([0]), candidates=np.array([-1, 2]))
-    with pytest.raises(ValueError, match="queries holds the number 9"):
-        positives_by_label(clusters, np.array([9]), np.random.default_rng(0))
-
-
-def test_groups_are_the_labels_with_enough_images(rng):
-    labels = rng.integers(-1, 12, 40)
-    for least in (1, 2, 4):
-        expected = [
-            [i for i in range(40) if labels[i] == label]
-            for label in range(12)
-            if (labels == label).sum() >= least
-        ]
-        assert [group.tolist() for group in label_groups(labels, least=least)] == expected
-    assert label_groups(np.zeros(0, int)) == ()
-
-
-def test_positives_are_drawn_evenly_from_the_others_of_a_label():
-    labels = np.array([5, 2, 5, -1, 5, 2, 8, 5, -1])
-    queries = np.tile([0, 1, 2, 3, 6], 3000)
-    drawn = positives_by_label(labels, queries, np.random.default_rng(1))
-    again = positives_by_label(labels, queries, np.random.default_rng(1))
-    np.testing.assert_array_equal(drawn, again)
-    for query, allowed in ((0, [2, 4, 7]), (1, [5]), (2, [0, 4, 7]), (3, [-1]), (6, [-1])):
-        values, counts = np.unique(drawn[queries == query], return_counts=True)
-        assert values.tolist() == allowed
-        np.testing.assert_allclose(counts / 3000, 1 / len(allowed), atol=0.04)
-
-
-def test_positives_of_pairs_are_those_that_geometry_verified():
-    pairs = np.array([[3, 1], [0, 2], [3, 5], [3, 1], [7, 3]])
-    queries = np.tile([3, 0, 7, 1, 99], 3000)
-    drawn = positives_by_pair(pairs, queries, np.random.default_rng(2))
-    for query, allowed in ((3, [1, 5]), (0, [2]), (7, [3]), (1, [-1]), (99, [-1])):
-        values, counts = np.unique(drawn[queries == query], return_counts=True)
-        assert values.tolist() == allowed
-        np.testing.assert_allclose(counts / 3000, 1 / len(allowed), atol=0.04)
-    none = positives_by_pair(np.zeros((0, 2), int), queries[:2], np.random.default_rng(2))
-    assert none.tolist() == [-1, -1]
