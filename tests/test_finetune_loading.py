@@ -170,6 +170,9 @@ def test_what_cannot_be_read_takes_no_part_and_what_nothing_is_left_of_is_passed
         assert said.count("a batch was passed over") == 2
         with pytest.raises(OSError, match=r"no batch is left in which two images match.*0\.jpg"):
             list(loader.planned(pairs))
+        same = [Planned((1, 4, 5), (0, 2, 2), (7, 7, 7))]
+        with pytest.raises(OSError, match=r"and two do not.*all its images may show the same"):
+            list(loader.planned(same))
         last = loader.planned([good, *pairs])
         assert len(list(last)) == 1 and len(last.reports) == 4
 

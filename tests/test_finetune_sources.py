@@ -10,6 +10,7 @@ import tensorflow_datasets as tfds
 from dataset_layouts import photo
 
 from rmacjax.datasets import labelled
+from rmacjax.finetune.making import Order, make
 from rmacjax.finetune.sources import (
     FolderOfFolders,
     GeneratedScenes,
@@ -157,7 +158,7 @@ def test_what_cannot_be_learned_from_is_said_in_a_sentence(tmp_path):
         open_source(file)
     alone = tmp_path / "alone"
     photo(alone / "a.jpg")
-    with pytest.raises(FileNotFoundError, match="has 1 photos"):
+    with pytest.raises(FileNotFoundError, match=r"has too few photos \(1\)"):
         open_source(alone)
     with pytest.raises(ValueError, match=r"none has a label.*views:"):
         FolderOfFolders(alone)
@@ -193,7 +194,8 @@ def test_retrieval_sfm_has_pairs_and_clusters(geometry):
     source = open_source(geometry)
     assert isinstance(source, RetrievalSfm)
     assert source.pairs.tolist() == [[0, 2], [3, 4], [5, 6]]
-    assert source.clusters.tolist() == [5, 5, 5, 8, 8, 9, 9]
+    assert source.clusters.tolist() == [0, 0, 0, 1, 1, 2, 2]
+    assert [source.label_of(i) for i in (0, 4, 6)] == ["landmark 5", "landmark 8", "landmark 9"]
     assert source.name_of(3).endswith("ims/03/ef/cd/03abcdef03")
     assert source.read(3).shape == (70, 80, 3)
     val = open_source(geometry, part="val")
@@ -207,13 +209,38 @@ def test_a_list_that_is_not_as_it_should_be_is_refused(geometry):
     file.write_bytes(pickle.dumps(content))
     with pytest.raises(ValueError, match="name photos that are not in its list"):
         open_source(geometry)
-    content["train"]["cids"][0] = "../../etc/passwd"
+    named = content["train"]["cids"]
+    content["train"]["cids"] = ["../../etc/passwd", *named[1:]]
     file.write_bytes(pickle.dumps(content))
     with pytest.raises(ValueError, match="no name of a photo"):
         open_source(geometry)
+    for key, value, words in (
+        ("cids", 5, "has no list of the names of its photos"),
+        ("cids", None, "has no list of the names of its photos"),
+        ("cids", [b"\xff\xfe\xfd\xfc\xfb\xfa"] * 7, "no name of a photo"),
+        ("cluster", [[1, 2], [3]], "'cluster' is no list of whole numbers"),
+    ):
+        file.write_bytes(pickle.dumps({"train": content["train"] | {"cids": named, key: value}}))
+        with pytest.raises(ValueError, match=words) as refused:
+            open_source(geometry)
+        assert str(file) in str(refused.value)
     file.write_bytes(pickle.dumps({"train": {"cids": []}}))
     with pytest.raises(ValueError, match="has no part 'train' with cids, cluster"):
         open_source(geometry)
+
+
+def test_landmarks_of_any_number_are_trained_on(geometry):
+    file = geometry / "retrieval-SfM-120k.pkl"
+    content = pickle.loads(file.read_bytes())
+    content["train"]["cluster"] = [5, 5, 5, 2**40, 2**40, 2**62, -2]
+    file.write_bytes(pickle.dumps(content))
+    source = open_source(geometry)
+    assert source.labels.tolist() == [0, 0, 0, 1, 1, 2, -1]
+    assert [source.label_of(i) for i in (3, 6)] == [f"landmark {2**40}", ""]
+    (planned,) = plan_epoch(source, np.random.default_rng(0), objects=3)
+    made = make(source, Order(0, planned=planned))
+    assert made.labels.dtype == made.clusters.dtype == np.int32
+    assert len(np.unique(made.clusters)) == 4
 
 
 def as_pairs(planned):
@@ -311,6 +338,10 @@ def test_a_small_source_is_filled_up_and_a_hopeless_one_refused(folders):
         plan_epoch(source, np.random.default_rng(0), negatives=np.zeros((3, 1), int))
     single = Many(20, 1)
     single.labels = single.clusters = np.arange(20)
+    one = Many(20, 1)
+    one.labels = one.clusters = np.zeros(20, int)
+    with pytest.raises(ValueError, match="all 20 images of many belong to one object"):
+        plan_epoch(one, np.random.default_rng(0), objects=2)
     with pytest.raises(ValueError, match="no two images that match"):
         plan_epoch(single, np.random.default_rng(0), objects=2)
 

@@ -232,14 +232,17 @@ class Batches:
             except StopIteration:
                 if self.reports and not self._given:
                     raise OSError(
-                        f"{self._loader.source.name}: no batch is left in which two images match; "
-                        f"the first reason: {self.reports[0]}"
+                        f"{self._loader.source.name}: no batch is left in which two images match "
+                        f"and two do not; the first reason: {self.reports[0]}"
                     ) from None
                 raise
             said = self.reports + made.unreadable
-            seen = made.labels[made.labels >= 0]
-            if len(np.unique(seen)) == len(seen):
+            known = made.labels >= 0
+            if len(np.unique(made.labels[known])) == np.sum(known):
                 self.reports = (*said, "a batch was passed over: no two of its images match")
+                continue
+            if len(np.unique(made.clusters[known])) == 1:
+                self.reports = (*said, "a batch was passed over: all its images may show the same")
                 continue
             self.reports = ()
             self._given = True

@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Int, UInt8
 
 from rmacjax.datasets.pickles import read_pickle
+from rmacjax.finetune.sources.protocols import numbered
 from rmacjax.preprocessing import load_image
 
 __all__ = ["RetrievalSfm", "find_geometry"]
@@ -49,8 +50,8 @@ class RetrievalSfm:
 
     Attributes:
         name: the file and its part.
-        labels: (m,) int64, the landmark that a photo belongs to. Two photos of one need not show
-            the same part of it: positives come from `pairs` alone.
+        labels: (m,) int64, the landmark that a photo belongs to, counted from 0. Two photos of one
+            need not show the same part of it: positives come from `pairs` alone.
         clusters: the same.
         pairs: (p, 2) int64.
     """
@@ -88,7 +89,7 @@ class RetrievalSfm:
         self.name = f"{file} ({part})"
         self.long_side = long_side
         self._cids = _texts(lists["cids"], f"{file}: {part}")
-        self.labels: Int[np.ndarray, " m"] = _numbers(lists["cluster"], "cluster", file)
+        self.labels, self._landmarks = numbered(_numbers(lists["cluster"], "cluster", file))
         self.clusters = self.labels
         sides = [_numbers(lists[key], key, file) for key in ("qidxs", "pidxs")]
         if len(self.labels) != len(self._cids) or len(sides[0]) != len(sides[1]):
@@ -106,7 +107,8 @@ class RetrievalSfm:
 
     def label_of(self, index: int) -> str:
         """The landmark's number."""
-        return f"landmark {int(self.labels[index])}"
+        label = int(self.labels[index])
+        return f"landmark {int(self._landmarks[label])}" if label >= 0 else ""
 
     def name_of(self, index: int) -> str:
         """The photo's path: its folders are the last characters of its name, in pairs."""
@@ -115,7 +117,11 @@ class RetrievalSfm:
 
 
 def _texts(values: Any, where: str) -> list[str]:
-    texts = [value.decode() if isinstance(value, bytes) else value for value in values]
+    if not isinstance(values, list | tuple | np.ndarray):
+        raise ValueError(f"{where} has no list of the names of its photos ('cids')")
+    texts = [
+        value.decode("utf-8", "replace") if isinstance(value, bytes) else value for value in values
+    ]
     for text in texts:
         if not isinstance(text, str) or len(text) < 6 or not text.isalnum():
             raise ValueError(f"{where} lists {text!r}, which is no name of a photo")
@@ -123,7 +129,11 @@ def _texts(values: Any, where: str) -> list[str]:
 
 
 def _numbers(values: Any, key: str, file: Path) -> np.ndarray:
-    numbers = np.asarray(values)
+    try:
+        numbers = np.asarray(values)
+    except ValueError:  # lists of several lengths
+        numbers = np.empty(())
     if numbers.ndim != 1 or (numbers.size and numbers.dtype.kind not in "iu"):
         raise ValueError(f"{file}: {key!r} is no list of whole numbers")
-    return numbers.astype(np.int64)
+    # What 64 bits with a sign cannot hold is too large for a photo's number as well.
+    return np.minimum(numbers, np.iinfo(np.int64).max).astype(np.int64)

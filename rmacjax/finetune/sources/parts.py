@@ -75,8 +75,8 @@ def hold_out(source: Source, share: float, seed: int) -> tuple[Part, Part]:
     chosen = round(share * len(several))
     if not 0 < chosen < len(several):
         raise ValueError(
-            f"{source.name} has {len(several)} objects with two photos at least, of which a share "
-            f"of {share} is {chosen}: hold out another share, or give more objects"
+            f"of the objects of {source.name} {len(several)} have two photos at least, of which a "
+            f"share of {share} is {chosen}: hold out another share, or give more objects"
         )
     rng = np.random.default_rng([seed, 7])
     out = np.isin(source.clusters, rng.choice(several, chosen, replace=False))

@@ -65,8 +65,8 @@ def plan_epoch(
         The steps, in the order in which they are taken.
 
     Raises:
-        ValueError: no two images match, there are fewer images than a step needs, or a number is
-            out of range.
+        ValueError: no two images match, all may show the same, there are fewer images than a step
+            needs, or a number is out of range.
     """
     if objects < 1 or images < 2 or extra < 0:
         raise ValueError(
@@ -90,6 +90,11 @@ def plan_epoch(
         raise ValueError(
             f"{source.name} has no two images that match, so there is nothing to learn from: give "
             "two photos at least of an object"
+        )
+    if np.all(source.clusters == source.clusters[0]) and source.clusters[0] >= 0:
+        raise ValueError(
+            f"all {len(source)} images of {source.name} belong to one object, so there is nothing "
+            "to tell it from: give photos of other objects too"
         )
     waiting = deque(groups[i] for i in generator.permutation(len(groups)))
     fillers = _Fillers(source, generator)

@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Int, UInt8
 
 from rmacjax.datasets.labelled import Labelled, open_labelled
+from rmacjax.finetune.sources.protocols import numbered
 from rmacjax.preprocessing import ImageError, decode_image
 
 __all__ = ["Prepared"]
@@ -17,7 +18,7 @@ class Prepared:
 
     Attributes:
         name: the data set and its split.
-        labels: (m,) int64.
+        labels: (m,) int64, the classes that the split holds, counted from 0.
         clusters: the same.
         pairs: None.
     """
@@ -48,7 +49,8 @@ class Prepared:
         self.name = f"{dataset}, {split}"
         self.long_side = long_side
         self._opened: Labelled | None = open_labelled(*self._arguments)
-        self.labels: Int[np.ndarray, " m"] = self._opened.labels()
+        self.labels: Int[np.ndarray, " m"]
+        self.labels, self._classes = numbered(self._opened.labels())
         self.clusters = self.labels
         self._names = self._opened.names
 
@@ -69,7 +71,10 @@ class Prepared:
 
     def label_of(self, index: int) -> str:
         """The class's name where the data set has names, else its number."""
-        label = int(self.labels[index])
+        number = int(self.labels[index])
+        if number < 0:
+            return ""
+        label = int(self._classes[number])
         return self._names[label] if label < len(self._names) else str(label)
 
     def name_of(self, index: int) -> str:

@@ -5,7 +5,7 @@ from typing import NamedTuple, Protocol, TypeGuard, runtime_checkable
 import numpy as np
 from jaxtyping import Float32, Int, Int32, UInt8
 
-__all__ = ["Drawing", "Drawn", "Source", "is_labelled"]
+__all__ = ["Drawing", "Drawn", "Source", "is_labelled", "numbered"]
 
 
 @runtime_checkable
@@ -92,3 +92,25 @@ class Drawn(Protocol):
 def is_labelled(source: Source | Drawn) -> TypeGuard[Source]:
     """Whether a source has photos with labels; others draw images for every step."""
     return hasattr(source, "labels")
+
+
+def numbered(
+    labels: Int[np.ndarray, " m"],
+) -> tuple[Int[np.ndarray, " m"], Int[np.ndarray, " k"]]:
+    """Labels of any size as 0, 1, 2 and so on, so that training's 32 bits hold them.
+
+    Args:
+        labels: those below 0 are none.
+
+    Returns:
+        (m,) int64 numbers in the order of the labels, -1 for none; and what each number stands for.
+
+    >>> numbers, meant = numbered(np.asarray([2**40, 7, -3, 7]))
+    >>> numbers.tolist(), meant.tolist()
+    ([1, 0, -1, 0], [7, 1099511627776])
+    """
+    known = labels >= 0
+    meant, numbers = np.unique(labels[known], return_inverse=True)
+    found = np.full(len(labels), -1, np.int64)
+    found[known] = numbers
+    return found, meant

@@ -61,8 +61,8 @@ class PhotoViews:
         self.files = find_images(self.name).files
         if len(self.files) < 2:
             raise FileNotFoundError(
-                f"{self.name!r} has {len(self.files)} photos: views are told from those of other "
-                "photos, so give a folder with more"
+                f"{self.name!r} has too few photos ({len(self.files)}): views are told from those "
+                "of other photos, so give a folder with more"
             )
         self.n = min(n, len(self.files))
         self.size = size
