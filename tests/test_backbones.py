@@ -20,6 +20,7 @@ from rmacjax.backbones import (
     Network,
     forward,
     initialize,
+    input_means,
     map_size,
     minimum_size,
     stride,
@@ -276,3 +277,23 @@ def test_layers_before_the_last_pool():
         network = Network(name, False, CAFFE_CONVENTION)
         assert not isinstance(network.layers[-1], backbones.MaxPool)
         assert network.channels == architecture.channels
+
+
+def test_input_means_are_those_of_what_convolutions_see(rng):
+    """By a network that ends there, and of pixels by hand."""
+    network = Network("resnet18", False, TORCHVISION_CONVENTION)
+    weights = initialize("resnet18", 0)
+    images = rng.integers(0, 256, (2, 96, 80, 3), np.uint8)
+    sizes = np.asarray([[96, 80], [64, 72]], np.int32)
+    given = jnp.asarray(images), jnp.asarray(sizes)
+    means = input_means(network, weights, *given)
+    kernels = {name.removesuffix(".kernel") for name in weights if name.endswith(".kernel")}
+    assert set(means) == kernels
+    shorter = Network("resnet18-layer3", False, TORCHVISION_CONVENTION)
+    maps, _ = forward(shorter, weights, *given)
+    for name in ("layer4_0.conv1", "layer4_0.shortcut"):
+        np.testing.assert_allclose(means[name], np.mean(maps, axis=(0, 1, 2)), rtol=1e-5)
+    convention = TORCHVISION_CONVENTION
+    pixels = (images * convention.scale - np.asarray(convention.mean)) / np.asarray(convention.std)
+    pixels[1, 64:], pixels[1, :, 72:] = 0, 0
+    np.testing.assert_allclose(means["conv1"], pixels.mean((0, 1, 2)), rtol=1e-4)

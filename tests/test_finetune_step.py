@@ -9,13 +9,28 @@ import numpy as np
 import pytest
 
 from rmacjax import losses, scenes
-from rmacjax.backbones import TORCHVISION_CONVENTION, Network, initialize, map_size
+from rmacjax.backbones import (
+    TORCHVISION_CONVENTION,
+    Network,
+    initialize,
+    input_means,
+    map_size,
+)
 from rmacjax.descriptors import Params, describe_batch, region_grid
 from rmacjax.finetune.batches import Batch, Block
-from rmacjax.finetune.optimizer import Rates, optimizer, rate_at
+from rmacjax.finetune.optimizer import (
+    Rates,
+    apply,
+    centred,
+    follow,
+    optimizer,
+    rate_at,
+    uncentred,
+)
 from rmacjax.finetune.state import (
     Forward,
     Moments,
+    Trained,
     initial_state,
     running_whitening,
     to_params,
@@ -34,6 +49,15 @@ def block(images, sizes=None):
     sizes = np.full((len(images), 2), (h, w), np.int32) if sizes is None else sizes
     grids = [region_grid(*map_size(NETWORK, *size)) for size in sizes.tolist()]
     return Block(images, sizes, np.stack(grids))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_anew():
+    """Nothing is kept for the next run: of several CPU devices XLA deadlocks when it is read back."""
+    before = jax.config.jax_persistent_cache_min_compile_time_secs
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1e9)
+    yield
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", before)
 
 
 @pytest.fixture(scope="module")
@@ -200,6 +224,119 @@ def test_a_step_follows_the_gradient_by_the_written_rule(weights, searches):
         np.testing.assert_allclose(moved.average.weights[name], kept, atol=1e-6)
     assert int(moved.step) == 1
     assert float(moved.trained.log_exponent) == pytest.approx(np.log(10), rel=1e-6)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_centred_steps_are_steps_of_centred_inputs(rng, groups):
+    """A step in K and b' of ``K * (x - m) + b'``, by JAX's own gradients, moves as much."""
+    kernel = jnp.asarray(rng.normal(size=(3, 3, 4 // groups, 6)), jnp.float32)
+    bias = jnp.asarray(rng.normal(size=6), jnp.float32)
+    x = jnp.asarray(rng.random((2, 8, 9, 4)) * 3, jnp.float32)
+    mean = jnp.asarray(rng.random(4) * 3, jnp.float32)
+
+    def answer(kernel, bias, x):
+        options = {"dimension_numbers": ("NHWC", "HWIO", "NHWC"), "feature_group_count": groups}
+        return (
+            jax.lax.conv_general_dilated(x, kernel, (1, 1), "VALID", **options)
+            + bias[None, None, None]
+        )
+
+    def loss(kernel, bias, offset):
+        return jnp.sum(jnp.sin(answer(kernel, bias, x - offset[None, None, None])))
+
+    here = bias + answer(kernel, jnp.zeros(6), jnp.tile(mean, (1, 3, 3, 1)))[0, 0, 0]
+    wanted = jax.grad(loss, (0, 1))(kernel, here, mean)
+    plain = jax.grad(loss, (0, 1))(kernel, bias, jnp.zeros(4))
+    names = ("conv.kernel", "conv.bias")
+    given = centred(dict(zip(names, plain, strict=True)), {"conv": mean})
+    for name, gradient in zip(names, wanted, strict=True):
+        np.testing.assert_allclose(given[name], gradient, rtol=1e-4, atol=1e-3)
+    # Whatever an optimizer makes of it, such as its sign, is a step of the same function.
+    step = {name: 0.01 * jnp.sign(value) for name, value in given.items()}
+    moved = uncentred(step, {"conv": mean})
+    np.testing.assert_allclose(
+        answer(kernel + moved["conv.kernel"], bias + moved["conv.bias"], x),
+        answer(kernel + step["conv.kernel"], here + step["conv.bias"], x - mean[None, None, None]),
+        atol=1e-4,
+    )
+
+
+def test_centred_steps_leave_mean_answers_where_they_were(weights, searches):
+    """Adam moves all numbers of a kernel alike; centred, that no longer shifts whole channels."""
+    shifts = []
+    for chosen in (False, True):
+        rates = replace(RATES, rate=1e-3, warmup=0, centred=chosen)
+        plan = Plan(Forward(NETWORK, "mac", whitening="none"), Objective("info-nce"), rates)
+        moved, _ = train_step(state_of(weights, plan), searches, plan=plan)
+        change = jax.tree.map(jnp.subtract, moved.trained.weights, weights)
+        images, sizes, _ = jax.tree.map(jnp.asarray, tuple(searches.blocks[-1]))
+        means = input_means(NETWORK, weights, images, sizes)
+        shift = [
+            np.einsum("hwio,i->o", change[f"{name}.kernel"], mean) + change[f"{name}.bias"]
+            for name, mean in means.items()
+        ]
+        shifts.append(np.abs(np.concatenate(shift)))
+    assert np.median(shifts[0]) > 0.1
+    # What is left is the bias's own step: the rate.
+    assert 0.9e-3 < np.max(shifts[1]) < 1.1e-3
+
+
+@pytest.mark.parametrize("chosen", [False, True])
+def test_a_step_is_the_same_in_chunks_and_on_devices(weights, searches, chosen):
+    rates = replace(RATES, centred=chosen)
+    plan = Plan(Forward(NETWORK, "rgem", whitening="none"), Objective("info-nce"), rates)
+    expected, facts = train_step(state_of(weights, plan), searches, plan=plan)
+    # Adam's first step is the gradient over its own size, so of what is next to nothing its sign
+    # alone is left, which rounding decides: such numbers are told by their moments.
+    length = float(facts["gradient"])
+    sure = jax.tree.map(lambda m: np.abs(m) > 1e-8 / length, expected.optimizer[1].mu.weights)
+    for chunk, devices in ((2, None), (None, 2), (2, 2)):
+        state, batch = state_of(weights, plan), searches
+        if devices:
+            state, batch = everywhere(state, devices), spread(searches, devices)
+        moved, _ = train_step(state, batch, plan=replace(plan, chunk=chunk))
+        assert differ(expected.optimizer[1].mu, moved.optimizer[1].mu) < 1e-5
+        assert differ(expected.optimizer[1].nu, moved.optimizer[1].nu) < 1e-5
+        for name, array in expected.trained.weights.items():
+            off = np.abs(np.asarray(array) - np.asarray(moved.trained.weights[name]))
+            assert np.mean(sure[name]) > 0.5 and np.max(off[sure[name]]) < 1e-5
+
+
+def test_adam_and_the_average_remember_as_written(rng):
+    """Four steps of AdamW in NumPy, and an average that late in a run keeps its share."""
+    rates = Rates(rate=1e-2, steps=9, warmup=2, decay=0.1, clip=1e9)
+    kernel = rng.normal(size=(1, 1, 3, 4))
+    trained = Trained(
+        {"a.kernel": jnp.asarray(kernel, jnp.float32), "a.bias": jnp.zeros(4)}, None, jnp.zeros(())
+    )
+    inner = optimizer(rates).init(trained)
+    first = second = 0.0
+    for step in range(4):
+        g = rng.normal(size=kernel.shape)
+        given = trained._replace(
+            weights={"a.kernel": jnp.asarray(g, jnp.float32), "a.bias": jnp.ones(4)}
+        )
+        trained, inner = apply(rates, given, inner, trained)
+        first, second = 0.9 * first + 0.1 * g, 0.98 * second + 0.02 * g * g
+        mean, square = first / (1 - 0.9 ** (step + 1)), second / (1 - 0.98 ** (step + 1))
+        change = mean / (np.sqrt(square) + 1e-8) + 0.1 * kernel
+        kernel = kernel - float(rate_at(rates, step)) * change
+        np.testing.assert_allclose(trained.weights["a.kernel"], kernel, atol=1e-5)
+    for step, kept in ((0, 0.1), (5, 0.4), (80, 0.9), (5000, 0.9)):
+        found = follow({"a": jnp.ones(2)}, {"a": jnp.zeros(2)}, jnp.int32(step), 0.9)
+        np.testing.assert_allclose(found["a"], kept, rtol=1e-5)
+
+
+def test_a_step_that_breaks_the_weights_is_not_taken(weights, searches):
+    rates = replace(RATES, rate=3e38, warmup=0, decay=10.0)
+    plan = Plan(Forward(NETWORK, "mac", whitening="none"), Objective("info-nce"), rates)
+    state = state_of(weights, plan)
+    before = jax.device_get(state.trained.weights)
+    kept, facts = train_step(state, searches, plan=plan)
+    assert np.isfinite(float(facts["loss"])) and np.isfinite(float(facts["gradient"]))
+    assert int(kept.step) == 0
+    for name, array in before.items():
+        np.testing.assert_array_equal(array, kept.trained.weights[name])
 
 
 def test_rates_rise_then_fall_as_a_cosine():

@@ -28,7 +28,7 @@ from rmacjax.backbones.network import (
     stride,
     weight_shapes,
 )
-from rmacjax.backbones.running import Weights, forward, initialize
+from rmacjax.backbones.running import Weights, forward, initialize, input_means
 
 __all__ = [
     "ARCHITECTURES",
@@ -46,6 +46,7 @@ __all__ = [
     "Weights",
     "forward",
     "initialize",
+    "input_means",
     "map_size",
     "minimum_size",
     "stride",

@@ -214,3 +214,27 @@ def forward(
     if cells is None:
         cells = jnp.broadcast_to(jnp.asarray(x.shape[1:3], jnp.int32), (x.shape[0], 2))
     return x.astype(jnp.float32), cells.astype(jnp.int32)
+
+
+def input_means(
+    network: Network, weights: Weights, images: Num[Array, "n H W 3"], sizes: Int[Array, "n 2"]
+) -> dict[str, Float[Array, " c"]]:
+    """What the convolutions of a network get to see on average: `{"conv1": (channels in,), ...}`.
+
+    Args:
+        network: the static facts.
+        weights: flat dictionary of weights.
+        images: as in `forward`.
+        sizes: as in `forward`; cells beyond them count as zeros.
+    """
+    means: dict[str, Array] = {}
+
+    def note(call: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
+        if isinstance(context.module, nn.Conv):
+            name = ".".join(context.module.path)
+            means[name] = jnp.mean(args[0].astype(jnp.float32), axis=(0, 1, 2))
+        return call(*args, **kwargs)
+
+    with nn.intercept_methods(note):
+        forward(network, weights, images, sizes)
+    return means

@@ -1,5 +1,6 @@
 """The rule by which a gradient changes what is trained; optax does the work."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,7 +9,22 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-__all__ = ["Rates", "apply", "follow", "optimizer", "rate_at", "steepness"]
+from rmacjax.backbones import Weights
+from rmacjax.finetune.state import Trained
+
+__all__ = [
+    "Rates",
+    "apply",
+    "centred",
+    "follow",
+    "optimizer",
+    "rate_at",
+    "steepness",
+    "uncentred",
+]
+
+Means = dict[str, Float[Array, " c"]]
+"""Means of what the convolutions see, from `rmacjax.backbones.input_means`."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +39,8 @@ class Rates:
         decay: weight decay of kernels; biases, the whitening and the exponent have none.
         clip: longest gradient; a longer one is shortened.
         average: how much of the average of the weights (EMA) each step keeps; 0 for no average.
+        centred: whether steps are taken as if the inputs of every convolution had mean zero, see
+            `centred`.
 
     Raises:
         ValueError: naming the rate and what it may be.
@@ -35,11 +53,13 @@ class Rates:
     decay: float = 1e-4
     clip: float = 1.0
     average: float = 0.0
+    centred: bool = False
 
     def __post_init__(self) -> None:
-        if not self.rate > 0 or not self.clip > 0:
+        if not 0 < self.rate < math.inf or not self.clip > 0:
             raise ValueError(
-                f"rate and clip must lie above 0, but are {self.rate} and {self.clip}."
+                "rate and clip must lie above 0, and the rate be finite, but they are "
+                f"{self.rate} and {self.clip}."
             )
         if self.steps < 1 or self.warmup < 0:
             raise ValueError(
@@ -83,16 +103,65 @@ def optimizer(rates: Rates) -> optax.GradientTransformation:
     )
 
 
-def apply(rates: Rates, gradient: Any, state: Any, trained: Any) -> tuple[Any, Any]:
+def apply(
+    rates: Rates, gradient: Trained, state: Any, trained: Trained, means: Means | None = None
+) -> tuple[Trained, Any]:
     """Change what is trained by one step of `optimizer`.
+
+    Args:
+        rates: how fast.
+        gradient: of the loss in what is trained.
+        state: the optimizer's.
+        trained: what is trained.
+        means: of the convolutions' inputs, to be taken for zero; None: steps as they are.
 
     Returns:
         What is trained now, and the optimizer's state.
     """
+    if means is not None:
+        gradient = gradient._replace(weights=centred(gradient.weights, means))
     # Optax multiplies numbers of its own types; what comes out has ours.
     with jax.numpy_dtype_promotion("standard"):
         change, inner = optimizer(rates).update(gradient, state, trained)
+    if means is not None:
+        change = change._replace(weights=uncentred(change.weights, means))
     return optax.apply_updates(trained, change), inner
+
+
+def centred(gradient: Weights, means: Means) -> Weights:
+    """The gradient in kernels K and in biases as they would be if inputs had mean zero.
+
+    ``K * x + b`` is ``K * (x - m) + b'`` with ``b' = b + sum(K m)``. In K and b' a step that
+    changes a kernel leaves the mean answer of its channel alone. In K and b it moves it, and far:
+    Adam moves all of a kernel's numbers by the rate, and all that comes out of a ReLU is positive.
+    Channels fall silent then, and no gradient brings them back.
+
+    References:
+        LeCun et al., "Efficient backprop", 1998, section 4.3;
+        Schraudolph, "Centering neural network gradient factors", 1998.
+    """
+    moved = dict(gradient)
+    for name, mean in means.items():
+        kernel = gradient[f"{name}.kernel"]
+        outer = _by_output(mean, kernel) * gradient[f"{name}.bias"][None, :]
+        moved[f"{name}.kernel"] = kernel - outer[None, None]
+    return moved
+
+
+def uncentred(change: Weights, means: Means) -> Weights:
+    """A change of K and b' as a change of K and b, see `centred`."""
+    moved = dict(change)
+    for name, mean in means.items():
+        kernel = change[f"{name}.kernel"]
+        shift = jnp.sum(_by_output(mean, kernel)[None, None] * kernel, axis=(0, 1, 2))
+        moved[f"{name}.bias"] = change[f"{name}.bias"] - shift
+    return moved
+
+
+def _by_output(mean: Array, kernel: Array) -> Float[Array, "i o"]:
+    """The mean of what each output of a kernel (h, w, i, o) sees: of its own group's inputs."""
+    groups = mean.shape[0] // kernel.shape[2]
+    return jnp.repeat(mean.reshape(groups, -1), kernel.shape[3] // groups, axis=0).T
 
 
 def steepness(gradient: Any) -> Float[Array, ""]:

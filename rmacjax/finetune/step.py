@@ -24,6 +24,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from rmacjax import losses
+from rmacjax.backbones import input_means
 from rmacjax.backbones.layers import output_size
 from rmacjax.descriptors import Params, embed_batch
 from rmacjax.finetune.batches import Batch, Block
@@ -38,6 +39,9 @@ from rmacjax.finetune.state import (
 )
 from rmacjax.normalization import l2_normalize
 from rmacjax.pooling import mac, region_maxima, region_vectors
+
+LISTENED = 8
+"""Images of a step that tell what convolutions see on average, where steps are centred."""
 
 LossName = Literal["contrastive", "triplet", "multi-similarity", "info-nce", "smooth-ap"]
 Boxes = Literal["none", "latent", "known"]
@@ -80,6 +84,11 @@ class Objective:
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise ValueError(f"{name} must lie above 0, but is {value}.")
+        if self.loss == "contrastive" and self.margin is not None and self.margin > 2:
+            raise ValueError(
+                "margin of contrastive is a distance of unit vectors, so at most 2, not "
+                f"{self.margin}."
+            )
 
 
 @dataclass(frozen=True)
@@ -343,12 +352,19 @@ def _summed(sums: list[Moments | None]) -> Moments | None:
     return Moments(seen, mean / seen, second / seen)
 
 
+def _input_means(trained: Trained, batch: Batch, plan: Plan) -> dict[str, Float[Array, " c"]]:
+    """What convolutions see in some of the images: a step is sound whatever means it takes."""
+    block = jax.tree.map(lambda rows: jnp.asarray(rows)[:LISTENED], batch.blocks[-1])
+    return input_means(plan.forward.network, trained.weights, block.images, block.sizes)
+
+
 def _train_step(
     state: TrainState, batch: Batch, *, plan: Plan
 ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
     gradient, facts, now = gradients(state, batch, plan)
     rates = plan.rates
-    trained, inner = apply(rates, gradient, state.optimizer, state.trained)
+    means = _input_means(state.trained, batch, plan) if rates.centred else None
+    trained, inner = apply(rates, gradient, state.optimizer, state.trained, means)
     # Below 1 it is no generalized mean of maxima's kind, and no weights file may hold it.
     trained = trained._replace(log_exponent=jnp.maximum(trained.log_exponent, 0.0))
     average = state.average
@@ -360,7 +376,8 @@ def _train_step(
     moved = TrainState(state.step + 1, trained, inner, average, moments)
     length = steepness(gradient)
     # A step that is not a number is not taken: what was learned so far can still be saved.
-    sound = jnp.isfinite(facts["loss"]) & jnp.isfinite(length)
+    finite = [jnp.all(jnp.isfinite(array)) for array in jax.tree.leaves(trained)]
+    sound = jnp.isfinite(facts["loss"]) & jnp.isfinite(length) & jnp.all(jnp.stack(finite))
     kept = jax.tree.map(lambda new, old: jnp.where(sound, new, old), moved, state)
     return kept, facts | {"gradient": length}
 
@@ -376,5 +393,6 @@ Args:
 Returns:
     The next state, and scalars by name: "loss", its parts, "found" (the share of images whose
     nearest in the batch is a positive) and "gradient", the gradient's length before it is clipped.
-    Where loss or gradient is not finite the state is what it was.
+    Where loss, gradient or what they would make of the weights is not finite the state is what it
+    was, its step included.
 """
