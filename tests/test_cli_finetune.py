@@ -96,7 +96,16 @@ def test_a_dry_run_does_nothing_and_says_what_it_would_take(capsys, objects, tmp
         (["--data", "OBJECTS", "--box-weight", "2"], "--box-weight changes nothing here"),
         (["--data", "OBJECTS", "--patience", "2"], "there is no --validate"),
         (["--data", "OBJECTS", "--warmup", "2"], "the rate would still rise after 2 steps"),
-        (["--data", "scenes", "--images", "3"], "generated images come in pairs"),
+        (["--data", "scenes", "--images", "3"], "what is learned from comes in pairs"),
+        (["--data", "VIEWS", "--images", "3"], "what is learned from comes in pairs"),
+        (["--data", "VIEWS", "--negatives", "3"], "views are made, not found"),
+        (["--data", "OBJECTS", "--margin", "3"], "at most 2"),
+        (["--data", "OBJECTS", "--seed", "-1"], "seed must be at least 0, not -1"),
+        (["--data", "OBJECTS", "--rate", "inf"], "the rate be finite"),
+        (
+            ["--data", "OBJECTS", "--validate", "0.5", "--validate-every", "0"],
+            "--validate-every is at least 1",
+        ),
         (["--data", "scenes", "--stages", "views:64"], "'views:64' is no stage"),
         (["--data", "scenes", "--validate", "0.5"], "no labels to hold a share of out"),
         (["--data", "OBJECTS", "--validate", "0.01"], "hold out another share"),
@@ -112,7 +121,8 @@ def test_a_dry_run_does_nothing_and_says_what_it_would_take(capsys, objects, tmp
     ],
 )
 def test_what_cannot_be_is_one_sentence(capsys, objects, tmp_path, words, message):
-    words = [str(objects) if word == "OBJECTS" else word for word in words]
+    places = {"OBJECTS": str(objects), "VIEWS": f"views:{objects}"}
+    words = [places.get(word, word) for word in words]
     if "--weights" not in words:
         words += ["--weights", "untrained:alexnet"]
     if "--objects" not in words and "scenes" not in words:

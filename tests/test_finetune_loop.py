@@ -2,6 +2,7 @@
 
 import csv
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,13 +18,19 @@ from rmacjax import scenes
 from rmacjax.backbones import TORCHVISION_CONVENTION, Network, initialize
 from rmacjax.descriptors import Params, Settings
 from rmacjax.extraction import describe
-from rmacjax.finetune.loop import first_batch, fit
+from rmacjax.finetune.loop import fit, foresee
 from rmacjax.finetune.optimizer import Rates, optimizer
-from rmacjax.finetune.runs import Diverged, Run
-from rmacjax.finetune.sources import FolderOfFolders, GeneratedScenes, hold_out, parse_stages
+from rmacjax.finetune.runs import Diverged, Run, identity
+from rmacjax.finetune.sources import (
+    FolderOfFolders,
+    GeneratedScenes,
+    PhotoViews,
+    hold_out,
+    parse_stages,
+)
 from rmacjax.finetune.state import Forward, initial_state
 from rmacjax.finetune.step import Objective, Plan, embed
-from rmacjax.finetune.validation import label_validator
+from rmacjax.finetune.validation import Validation, label_validator
 
 NETWORK = Network("alexnet", False, TORCHVISION_CONVENTION, gem_p=10.0)
 FORWARD = Forward(NETWORK, "mac", whitening="none")
@@ -101,6 +108,7 @@ def test_a_photo_that_is_none_is_told_and_negatives_are_mined(params, folder, tm
         console=Console(width=200),
     )
     text = capsys.readouterr().out
+    assert text.count("is not an image") == 1, text
     assert done.step == 6 and done.best is not None and 0 <= done.score <= 1
     assert "Mined negatives for epoch 1" in text
     assert "0.png" in text or "object0" not in str(
@@ -150,16 +158,32 @@ def test_a_loss_that_is_no_number_says_where_and_what_to_try(params, tmp_path):
         )
 
 
-def test_the_first_batch_is_what_training_sees(params, folder):
+def test_what_is_foreseen_is_what_training_sees(params, folder):
     source = FolderOfFolders(folder, long_side=64)
     run = Run(settings=SETTINGS, objects=2, negatives=1)
-    batch, steps = first_batch(source, plan_of(3), run)
-    assert len(batch.labels) == 2 * 3 and steps == 3
-    drawn = GeneratedScenes(parse_stages("views:64:4:2,searches:96:3:2,views:96:2:2"))
-    for total, (n, side) in ((2, (4, 64)), (3, (3, 96)), (9, (3, 96))):
-        batch, steps = first_batch(drawn, plan_of(total), run)
+    batch, shapes, steps = foresee(source, plan_of(3), run)
+    assert len(batch.labels) == 2 * 3 and steps == 3 and shapes == 1
+    drawn = GeneratedScenes(parse_stages("views:64:4:2,searches:96:3:4,views:96:2:2"))
+    for total, (n, side), sizes in ((2, (4, 64), 1), (3, (3, 96), 2), (9, (3, 96), 5)):
+        batch, shapes, steps = foresee(drawn, plan_of(total), run)
         assert len(batch.labels) == 2 * n and steps is None
         assert batch.blocks[1].images.shape[1] == side
+        found = [drawn.draw(0, step) for step in range(total)]
+        assert shapes == sizes == len({(d.first.shape, d.second.shape) for d in found})
+
+
+def test_the_largest_of_several_sizes_is_foreseen(tmp_path):
+    """Eleven objects of landscape photos and one of portraits: one step has to hold both."""
+    for number in range(12):
+        (tmp_path / str(number)).mkdir()
+        for name in "ab":
+            size = (64, 128) if number == 7 else (128, 64)
+            Image.new("RGB", size, (number, 9, 99)).save(tmp_path / str(number) / f"{name}.png")
+    source = FolderOfFolders(tmp_path, long_side=128)
+    for seed in range(4):
+        seen = foresee(source, plan_of(9), Run(seed=seed, settings=SETTINGS, objects=2))
+        assert seen.shapes == 2 and seen.steps_per_epoch == 6
+        assert seen.batch.blocks[0].images.shape == (4, 128, 128, 3)
 
 
 def test_what_was_learned_before_the_loss_broke_is_kept(capsys, tmp_path):
@@ -228,7 +252,7 @@ def test_photos_of_any_shape_are_trained_on_whole(params, tmp_path, pool):
     source = FolderOfFolders(tmp_path, long_side=96)
     forward = replace(FORWARD, pool=pool)
     plan = Plan(forward, Objective("info-nce"), Rates(steps=1))
-    batch, _ = first_batch(source, plan, Run(settings=SETTINGS, objects=2))
+    batch, *_ = foresee(source, plan, Run(settings=SETTINGS, objects=2))
     (block,) = batch.blocks
     trained = initial_state(params, forward, optimizer(plan.rates)).trained
     seen, _ = embed(trained, None, jax.tree.map(jax.numpy.asarray, block), forward, False)
@@ -238,6 +262,73 @@ def test_photos_of_any_shape_are_trained_on_whole(params, tmp_path, pool):
         params._replace(network=network), photos, settings=Settings(long_side=96, pool=pool)
     )
     np.testing.assert_allclose(np.asarray(seen.descriptors), np.asarray(served), atol=2e-5)
+
+
+def test_the_same_photos_are_the_same_source_wherever_they_lie(
+    params, folder, tmp_path, monkeypatch
+):
+    shutil.copytree(folder, tmp_path / "copied")
+    monkeypatch.chdir(tmp_path)
+    run = Run(settings=SETTINGS, workers=0, objects=2)
+    for spelled in ("copied", "./copied", tmp_path / "copied", folder):
+        fit(params, FolderOfFolders(spelled, long_side=64), "run", plan=plan_of(1), run=run)
+    (tmp_path / "copied" / "object1" / "1.png").rename(tmp_path / "copied" / "object2" / "new.png")
+    with pytest.raises(ValueError, match=r"source\.digest of names, labels and pairs"):
+        fit(params, FolderOfFolders("copied", long_side=64), "run", plan=plan_of(1), run=run)
+
+
+def test_other_pairs_of_the_same_photos_are_another_source(folder):
+    source = FolderOfFolders(folder, long_side=64)
+    known = []
+    for pairs in (None, [[3, 4]], [[3, 5]]):
+        source.pairs = None if pairs is None else np.asarray(pairs)
+        known.append(str(identity(source)))
+    assert len(set(known)) == 3
+
+
+def test_a_run_that_ended_early_stays_ended_and_counts_on_when_stopped(params, folder, tmp_path):
+    """Patience survives an interruption: the same end as the whole run's."""
+    source = FolderOfFolders(folder, long_side=64)
+    run = Run(settings=SETTINGS, workers=0, objects=2, validate_every=1, patience=3)
+    scores = [0.5, 0.4, 0.6, 0.5, 0.55, 0.6, 0.9]
+
+    def judge(scores, fails_at=None):
+        left = list(scores)
+
+        def validate(_):
+            if len(left) == fails_at:
+                raise KeyboardInterrupt
+            return Validation(left[0], {"score": left.pop(0)}, 0.0)
+
+        return validate
+
+    # Step 0 is measured too, but only what has been learned counts: 0.6 of step 2 is the best.
+    done = fit(params, source, tmp_path / "a", plan=plan_of(9), run=run, validate=judge(scores))
+    assert (done.early, done.step, done.score) == (True, 5, 0.6)
+    words = {"plan": plan_of(9), "run": run}
+    with pytest.raises(KeyboardInterrupt):
+        fit(params, source, tmp_path / "b", validate=judge(scores, fails_at=3), **words)
+    parts = fit(params, source, tmp_path / "b", validate=judge(scores[4:]), **words)
+    assert (parts.early, parts.step, parts.score) == (True, 5, 0.6)
+    again = fit(params, source, tmp_path / "b", validate=judge([]), **words)
+    assert (again.early, again.step) == (True, 5)
+
+
+def test_devices_that_cannot_share_a_step_are_said_before_anything_is_done(
+    params, folder, tmp_path
+):
+    def never(_):
+        raise AssertionError("measured before it was known that no step can be taken")
+
+    run = Run(settings=SETTINGS, workers=0, objects=3, negatives=1, validate_every=2)
+    for source, n in (
+        (FolderOfFolders(folder, long_side=64), 9),
+        (GeneratedScenes(parse_stages("views:64:4:2,searches:64:3:2")), 3),
+        (PhotoViews(folder, n=3, size=64), 3),
+    ):
+        with pytest.raises(ValueError, match=f"{n} images cannot be shared evenly by 2 devices"):
+            fit(params, source, tmp_path, plan=plan_of(3), run=run, validate=never)
+    assert not list(tmp_path.iterdir())
 
 
 def test_another_source_or_measure_is_not_gone_on_with(params, tmp_path):

@@ -82,6 +82,10 @@ def test_a_real_network_is_planned_without_an_array(tmp_path):
     assert 0 < plan.step_seconds < 60
     assert plan.run_seconds == plan.compile_seconds + 1200 * plan.step_seconds
     wider = plan_run(train, state, large, images=16, timed=False, **facts)
+    assert (plan.shapes, plan_run(train, state, small, images=4, shapes=3, **facts).shapes) == (
+        1,
+        3,
+    )
     activations = 64 * 23 * 23 * 4  # of the first layer alone, per image
     assert wider.memory_bytes > plan.memory_bytes + 12 * activations
     assert wider.step_seconds is None and wider.run_seconds is None and wider.free_bytes is None
@@ -153,6 +157,7 @@ PLAN = RunPlan(
     device_bytes=16_000_000_000,
     step_seconds=0.5,
     compile_seconds=40.0,
+    shapes=3,
     total_steps=10_000,
     steps_per_epoch=None,
     checkpoint_bytes=1_500_000_000,
@@ -170,10 +175,10 @@ def test_people_read_what_is_too_much_and_what_to_do():
         "images per step": "64, 8 at once on 4 devices",
         "memory": "20.0 GB per device, of 16.0 GB: too much; take smaller chunks or images, or "
         "fewer of them",
-        "compiling": "40.0 s",
+        "compiling": "40.0 s, for each of 3 sizes of batches",
         "one step": "500 ms (128.0 images per second)",
         "steps": "10,000",
-        "all steps": "1 h 24 min, beside loading, validating and saving",
+        "all steps": "1 h 25 min, beside loading, validating and saving",
         "checkpoints": "up to 1.5 GB each, 6.0 GB for 4, of 5.0 GB free: too much; keep fewer, or "
         "name a folder on another disk",
     }

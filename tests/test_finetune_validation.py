@@ -51,6 +51,9 @@ class Photos:
             raise OSError(f"photo {index} is cut short: copy it again")
         return self.images[index][:3, :3] if index == self.tiny else self.images[index]
 
+    def name_of(self, index: int) -> str:
+        return f"photo {index}"
+
 
 @pytest.fixture(scope="module")
 def photos() -> Photos:

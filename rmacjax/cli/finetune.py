@@ -10,6 +10,7 @@ from rmacjax.cli.describing import PoolName
 from rmacjax.cli.terminal import Flag, JsonFile, check_writable, prepare, say, tell, write_json
 from rmacjax.cli.training import (
     Made,
+    forget_if_shared,
     refuse_idle_options,
     source_of,
     start_of,
@@ -59,6 +60,7 @@ def finetune(
     decay: Annotated[float, arg(metavar="X")] = 1e-4,
     clip: Annotated[float, arg(metavar="X")] = 1.0,
     average: Annotated[float, arg(metavar="X")] = 0.99,
+    centred: Flag = False,
     objects: Annotated[int | None, arg(metavar="N", help_behavior_hint="")] = None,
     images: Annotated[int | None, arg(metavar="N", help_behavior_hint="")] = None,
     negatives: Count = 0,
@@ -77,7 +79,7 @@ def finetune(
     dry_run: Flag = False,
     json: JsonFile = None,
 ) -> None:
-    """Train a network on your photos, or on generated ones.
+    r"""Train a network on your photos, or on generated ones.
 
     The whole network learns, through the pooling and the whitening that describe photos in the end:
     photos of the same object shall have similar descriptors. OUT is the folder of the run: best and
@@ -93,7 +95,8 @@ def finetune(
         rmacjax finetune mine --data ~/Pictures/objects --validate 0.2
         rmacjax finetune mine --data ~/Pictures/objects --dry-run
         rmacjax finetune sfm --data ~/retrieval-SfM-120k --weights vgg16 --negatives 5 --chunk 4
-        rmacjax finetune new --data scenes --weights untrained:alexnet --loss info-nce --rate 8e-4
+        rmacjax finetune new --data scenes --weights untrained:alexnet --loss info-nce --centred \
+            --rate 4e-4
         rmacjax index ~/Pictures holiday --weights mine/best.safetensors
 
     Args:
@@ -126,6 +129,8 @@ def finetune(
         clip: Longer gradients are shortened to this length.
         average: The network that is kept is an average over steps (EMA) that each step keeps so
             much of; 0 for none.
+        centred: Take steps as if what convolutions see had mean zero, which keeps channels from
+            falling silent: for networks that start from nothing.
         objects: Objects of a step, or photos that views are made of; 16 unless given.
         images: Photos of each object in a step; 2 unless given.
         negatives: Hard negatives of each object, searched for before every epoch.
@@ -156,6 +161,8 @@ def finetune(
         )
     if chunk is not None and chunk < 1:
         raise ValueError(f"--chunk is at least 1, not {chunk}")
+    if validate_every is not None and validate_every < 1:
+        raise ValueError(f"--validate-every is at least 1, not {validate_every}")
     if warmup is not None and warmup >= steps:
         raise ValueError(f"with --warmup {warmup} the rate would still rise after {steps} steps")
     powers = pool in ("gem", "rgem")
@@ -168,8 +175,6 @@ def finetune(
             ("--exponent", exponent, powers, f"--pool {pool} has none"),
             ("--stages", stages, scenes, "it says what generated images are drawn"),
             ("--objects", objects, not scenes, "--stages says how many pairs are drawn"),
-            ("--images", images, not scenes, "generated images come in pairs"),
-            ("--negatives", negatives or None, not scenes, "generated images are drawn, not found"),
             ("--validate-every", validate_every, validate is not None, "there is no --validate"),
             ("--patience", patience or None, validate is not None, "there is no --validate"),
         ]
@@ -178,10 +183,12 @@ def finetune(
         raise ValueError(f"{out!r} is a file, but a run needs a folder: name another")
     check_writable(json)
     prepare()
+    forget_if_shared()
     from rmacjax.descriptors import Settings
     from rmacjax.finetune.loop import fit
     from rmacjax.finetune.optimizer import Rates
     from rmacjax.finetune.runs import Diverged, Run
+    from rmacjax.finetune.sources import is_labelled
     from rmacjax.finetune.state import Forward
     from rmacjax.finetune.step import Objective, Plan
 
@@ -202,6 +209,7 @@ def finetune(
             decay=decay,
             clip=clip,
             average=average,
+            centred=centred,
         ),
         chunk,
     )
@@ -213,6 +221,14 @@ def finetune(
     source = source_of(data, stages, objects, long_side)
     for sentence in getattr(source, "problems", ()):
         say(f"Skipped: {sentence}")
+    labelled = is_labelled(source)
+    several = is_labelled(source) and source.pairs is None
+    refuse_idle_options(
+        [
+            ("--images", images, several, "what is learned from comes in pairs"),
+            ("--negatives", negatives or None, labelled, "views are made, not found"),
+        ]
+    )
     source, validator = validator_of(source, validate, served, seed)
     run = Run(
         seed=seed,

@@ -34,6 +34,18 @@ def there(module: str) -> bool:
         return False
 
 
+def forget_if_shared() -> None:
+    """Compile anew where several CPU devices share a step.
+
+    Such a program, read back from the cache of what was compiled, waits for ever in the sums over
+    devices, until XLA ends the process (jaxlib 0.10.2).
+    """
+    import jax
+
+    if jax.default_backend() == "cpu" and jax.device_count() > 1:
+        jax.config.update("jax_enable_compilation_cache", False)
+
+
 def start_of(weights: str, seed: int, pool: str, exponent: float | None) -> "Params":
     """What training starts from, with the exponent that it starts with."""
     from rmacjax.backbones import TORCHVISION_CONVENTION, Network, initialize
@@ -95,13 +107,13 @@ def tell_plan(
     json: str | None,
 ) -> None:
     """Say what a run would take."""
-    from rmacjax.finetune.loop import first_batch
+    from rmacjax.finetune.loop import foresee
     from rmacjax.finetune.optimizer import optimizer
     from rmacjax.finetune.planning import abstract, plan_rows, plan_run
     from rmacjax.finetune.state import initial_state
     from rmacjax.finetune.step import everywhere, spread, train_step
 
-    batch, per_epoch = first_batch(source, plan, run)
+    batch, shapes, per_epoch = foresee(source, plan, run)
     state = everywhere(
         initial_state(params, plan.forward, optimizer(plan.rates), average=plan.rates.average > 0)
     )
@@ -114,6 +126,7 @@ def tell_plan(
         images=sum(len(block.images) for block in batch.blocks),
         total_steps=plan.rates.steps,
         steps_per_epoch=per_epoch,
+        shapes=shapes,
         chunk=plan.chunk,
         folder=out,
     )

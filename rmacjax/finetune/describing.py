@@ -36,6 +36,9 @@ class Photos(Protocol):
     def read(self, index: int) -> UInt8[np.ndarray, "H W 3"]:
         """Read a photo: RGB; OSError or ValueError with a sentence where that fails."""
 
+    def name_of(self, index: int) -> str:
+        """Say which photo it is."""
+
 
 def describe_images(
     params: Params, source: Photos, indices: list[int], *, settings: Settings

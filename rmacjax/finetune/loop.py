@@ -6,8 +6,8 @@ were made with, so a run that was stopped, however it ended, goes on to the same
 
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -21,7 +21,15 @@ from rmacjax.finetune.describing import describe_images
 from rmacjax.finetune.loading import Batches, Loaded, Loader
 from rmacjax.finetune.optimizer import optimizer, rate_at
 from rmacjax.finetune.records import Records
-from rmacjax.finetune.runs import Diverged, Finished, Place, Run, identity, plain
+from rmacjax.finetune.runs import (
+    Diverged,
+    Finished,
+    Place,
+    Run,
+    identity,
+    images_of_a_step,
+    plain,
+)
 from rmacjax.finetune.sources.generated import GeneratedScenes
 from rmacjax.finetune.sources.plans import plan_epoch
 from rmacjax.finetune.sources.protocols import Drawn, Source, is_labelled
@@ -31,9 +39,12 @@ from rmacjax.finetune.validation import EarlyStop, Validation, Validator
 from rmacjax.mining import hard_negatives
 from rmacjax.weights import measure_activation_scale
 
-__all__ = ["first_batch", "fit", "trained_params"]
+__all__ = ["Foreseen", "fit", "foresee", "trained_params"]
 
 CHECKPOINTS = "checkpoints"
+LOOKED_AT = 8
+"""Steps of photos that are looked at before a run."""
+
 NAMED = 8
 """So many of a bad batch's files are named."""
 
@@ -77,6 +88,13 @@ def fit(
         "plan": plain(asdict(plan)),
         "run": plain(asdict(replace(run, workers=0))),
     }
+    devices = len(jax.devices())
+    for images in sorted(images_of_a_step(source, run)):
+        if images % devices:
+            raise ValueError(
+                f"a step's {images} images cannot be shared evenly by {devices} devices: choose "
+                "another number of objects, images, negatives or pairs"
+            )
     path = os.path.join(os.fsdecode(folder), CHECKPOINTS)
     with (
         Checkpoints(path, made_with=made_with) as checkpoints,
@@ -112,23 +130,42 @@ def fit(
         )
 
 
-def first_batch(source: Source | Drawn, plan: Plan, run: Run) -> tuple[Batch, int | None]:
-    """The batch of the first step, and how many steps make an epoch where there are epochs.
+class Foreseen(NamedTuple):
+    """What batches a run will have.
 
-    Of what is drawn in stages it is the first one of the stage with most pixels. Hard negatives
-    have not been mined, so others stand in their places.
+    Attributes:
+        batch: the largest of those looked at.
+        shapes: how many padded sizes they have, each of which is compiled for.
+        steps_per_epoch: where there are epochs.
+    """
+
+    batch: Batch
+    shapes: int
+    steps_per_epoch: int | None
+
+
+def foresee(source: Source | Drawn, plan: Plan, run: Run) -> Foreseen:
+    """Look at batches before a run.
+
+    Of what is drawn in stages that is the first one of the stage with most pixels. Of photos it is
+    the first eight steps', which are read; later ones may be larger where photos differ in shape.
+    Hard negatives have not been mined, so others stand in their places.
     """
     with _loader(source, plan, replace(run, workers=0)) as loader:
         if not is_labelled(source):
-            steps = plan.rates.steps
-            first = source.largest(steps) if isinstance(source, GeneratedScenes) else 0
-            return next(loader.drawn(first + 1, first=first)).batch, None
+            steps, first, shapes = plan.rates.steps, 0, 1
+            if isinstance(source, GeneratedScenes):
+                first, shapes = source.largest(steps), source.shapes(steps)
+            return Foreseen(next(loader.drawn(first + 1, first=first)).batch, shapes, None)
         unmined = None
         if run.negatives:
             unmined = np.full((len(source), run.negatives), -1, np.int64)
         rng = np.random.default_rng([run.seed, 0])
         epoch = plan_epoch(source, rng, objects=run.objects, images=run.images, negatives=unmined)
-        return next(loader.planned(epoch)).batch, len(epoch)
+        seen = [loaded.batch for loaded in loader.planned(epoch[:LOOKED_AT])]
+        sizes = {batch.blocks[0].images.shape for batch in seen}
+        largest = max(seen, key=lambda batch: batch.blocks[0].images.size)
+        return Foreseen(largest, len(sizes), len(epoch))
 
 
 def _loader(source: Source | Drawn, plan: Plan, run: Run) -> Loader:
@@ -164,6 +201,7 @@ class _Trainer:
     validate: Validator | None
     saved: int = -1
     settled: int = -1
+    told: set[str] = field(default_factory=set)
 
     def train(self) -> None:
         step = self.saved = self.settled = int(self.state.step)
@@ -213,10 +251,10 @@ class _Trainer:
 
     def _step(self, step: int, loaded: Loaded, batches: Batches) -> int:
         for sentence in loaded.unreadable:
-            self.records.say(f"Skipped: {sentence}")
+            self._skip(sentence)
         batch = loaded.batch
         self.state, facts = train_step(self.state, spread(batch), plan=self.plan)
-        if not np.isfinite(float(facts["loss"])) or not np.isfinite(float(facts["gradient"])):
+        if int(self.state.step) == step:
             learned = trained_params(self.state, self.plan) if step > 0 else None
             raise Diverged(self._sorry(step, loaded, facts), step, learned)
         step += 1
@@ -271,8 +309,16 @@ class _Trainer:
             clusters[index] = cluster if cluster >= 0 else alone + index
         queries = np.arange(len(source))
         found = hard_negatives(matrix, clusters, queries, count=self.run.negatives)
+        for index in sorted(skipped):
+            self._skip(skipped[index])
         self.records.say(f"Mined negatives for epoch {self.place.epoch + 1}.")
         return found
+
+    def _skip(self, sentence: str) -> None:
+        """Say what was left out, once."""
+        if sentence not in self.told:
+            self.told.add(sentence)
+            self.records.say(f"Skipped: {sentence}")
 
     def _sorry(self, step: int, loaded: Loaded, facts: Mapping[str, Any]) -> str:
         files = ", ".join(loaded.files[:NAMED]) or "drawn for it"
@@ -280,7 +326,8 @@ class _Trainer:
         rest = f" and {more} more" if more > 0 else ""
         return (
             f"in step {step + 1} the loss is {float(facts['loss'])} and its gradient "
-            f"{float(facts['gradient'])}, which nothing can be learned from; its images are "
+            f"{float(facts['gradient'])}, and they or the weights they lead to are no numbers, "
+            "which nothing can be learned from; its images are "
             f"{files}{rest}. Try a lower rate, a longer warm-up, a higher temperature, or float32 "
             "instead of bfloat16, in another folder"
         )

@@ -1,7 +1,7 @@
 """Planning: what a training will take, found out before anything long begins.
 
 The compiler is asked, not a formula: the step is compiled for arrays that do not exist, and says
-how much memory it needs. One step on zeros gives its time. Nothing is learned and no photo is read.
+how much memory it needs. One step on zeros gives its time. Nothing is learned.
 """
 
 import os
@@ -34,6 +34,7 @@ class RunPlan(NamedTuple):
         device_bytes: what each device has; None where that is not known.
         step_seconds: how long a step takes; None where it was not measured.
         compile_seconds: how long it took to compile, or to find what was compiled before.
+        shapes: padded sizes of batches that will occur, each of which is compiled for.
         total_steps: steps of the whole training.
         steps_per_epoch: of an epoch; None where there are none.
         checkpoint_bytes: of one checkpoint, at most: what is written is compressed.
@@ -50,6 +51,7 @@ class RunPlan(NamedTuple):
     device_bytes: int | None
     step_seconds: float | None
     compile_seconds: float
+    shapes: int
     total_steps: int
     steps_per_epoch: int | None
     checkpoint_bytes: int
@@ -73,7 +75,7 @@ class RunPlan(NamedTuple):
         """How long all steps take, without loading, validating and saving."""
         if self.step_seconds is None:
             return None
-        return self.compile_seconds + self.total_steps * self.step_seconds
+        return self.shapes * self.compile_seconds + self.total_steps * self.step_seconds
 
     @staticmethod
     def _too_much(needed: int | None, there: int | None) -> bool:
@@ -90,6 +92,7 @@ def plan_run(
     images: int,
     total_steps: int,
     steps_per_epoch: int | None = None,
+    shapes: int = 1,
     chunk: int | None = None,
     checkpoints: int = 4,
     folder: str | os.PathLike[str] | None = None,
@@ -107,6 +110,7 @@ def plan_run(
         images: images per step.
         total_steps: steps of the whole training.
         steps_per_epoch: of an epoch, where there are epochs.
+        shapes: padded sizes of batches that will occur.
         chunk: images that go through the network at once, for people to see.
         checkpoints: how many are there at a time, with the one that is being written.
         folder: where they will be, for the disk's free space; it need not exist.
@@ -137,6 +141,7 @@ def plan_run(
         device_bytes=_device_memory(used),
         step_seconds=None,
         compile_seconds=seconds,
+        shapes=shapes,
         total_steps=total_steps,
         steps_per_epoch=steps_per_epoch,
         checkpoint_bytes=sum(_bytes(leaf) for leaf in jax.tree.leaves(state)),
@@ -161,6 +166,7 @@ def plan_rows(plan: RunPlan) -> list[tuple[str, str]]:
             if plan.memory_bytes > plan.device_bytes:
                 memory += ": too much; take smaller chunks or images, or fewer of them"
     epochs = "" if plan.steps_per_epoch is None else f", {plan.steps_per_epoch:,} per epoch"
+    sizes = f", for each of {plan.shapes} sizes of batches" if plan.shapes > 1 else ""
     step, run = "not measured", "not measured"
     if plan.step_seconds is not None and plan.run_seconds is not None:
         rate = plan.images / plan.step_seconds
@@ -179,7 +185,7 @@ def plan_rows(plan: RunPlan) -> list[tuple[str, str]]:
         *plan.arrays,
         ("images per step", f"{plan.images:,}{at_once}{shared}"),
         ("memory", memory),
-        ("compiling", duration(plan.compile_seconds)),
+        ("compiling", duration(plan.compile_seconds) + sizes),
         ("one step", step),
         ("steps", f"{plan.total_steps:,}{epochs}"),
         ("all steps", run),

@@ -1,7 +1,8 @@
 """What a run is: how it goes through its source, where it is, what it comes to, what it is of."""
 
 import hashlib
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -9,10 +10,12 @@ import numpy as np
 from jaxtyping import Int
 
 from rmacjax.descriptors import Params, Settings
+from rmacjax.finetune.sources.generated import GeneratedScenes
 from rmacjax.finetune.sources.protocols import Drawn, Source, is_labelled
+from rmacjax.finetune.sources.views import PhotoViews
 from rmacjax.finetune.validation import EarlyStop
 
-__all__ = ["Diverged", "Finished", "Place", "Run", "identity", "plain"]
+__all__ = ["Diverged", "Finished", "Place", "Run", "identity", "images_of_a_step", "plain"]
 
 REGIONS = Settings(pool="rgem")
 
@@ -50,16 +53,10 @@ class Run:
     measured_on: str = ""
 
     def __post_init__(self) -> None:
-        if self.save_every < 1 or self.seed < 0:
-            raise ValueError(
-                f"save_every must be at least 1 and seed at least 0, not {self.save_every} and "
-                f"{self.seed}"
-            )
-        if min(self.validate_every, self.patience, self.negatives, self.workers) < 0:
-            raise ValueError(
-                "validate_every, patience, negatives and workers must be at least 0, not "
-                f"{self.validate_every}, {self.patience}, {self.negatives} and {self.workers}"
-            )
+        for name in ("save_every", "seed", "validate_every", "patience", "negatives", "workers"):
+            least = 1 if name == "save_every" else 0
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, not {getattr(self, name)}")
 
 
 class Finished(NamedTuple):
@@ -139,16 +136,39 @@ class Place:
 
 
 def identity(source: Source | Drawn) -> dict[str, object]:
-    """What makes a source the same: its name, and its labels or what it draws."""
+    """What makes a source the same: its photos' names, labels and pairs, or what it draws.
+
+    Where the photos lie does not count, nor how the folder is spelled.
+    """
     if not is_labelled(source):
         facts = {name: value for name, value in vars(source).items() if not name.startswith("_")}
         files = facts.pop("files", ())
-        listed = hashlib.sha256("\n".join(files).encode()).hexdigest()[:16]
-        return {"drawn": plain(facts), "files": len(files), "names": listed}
-    names = "\n".join(source.name_of(index) for index in range(len(source)))
-    digest = hashlib.sha256(names.encode())
-    digest.update(np.ascontiguousarray(source.labels).data)
-    return {"photos": len(source), "names and labels": digest.hexdigest()[:16]}
+        facts.pop("name", None)
+        return {"drawn": plain(facts), "files": len(files), "digest of names": _digest(files)}
+    names = [source.name_of(index) for index in range(len(source))]
+    pairs = () if source.pairs is None else (source.pairs,)
+    known = _digest(names, source.labels, source.clusters, *pairs)
+    return {"photos": len(source), "digest of names, labels and pairs": known}
+
+
+def _digest(names: Sequence[str], *numbers: np.ndarray) -> str:
+    """A short text that is another one for other names or numbers."""
+    paths = [os.path.abspath(name) for name in names]
+    common = os.path.commonpath(paths) if paths else ""
+    digest = hashlib.sha256("\n".join(os.path.relpath(path, common) for path in paths).encode())
+    for array in numbers:
+        digest.update(np.ascontiguousarray(array, np.int64).data)
+    return digest.hexdigest()[:16]
+
+
+def images_of_a_step(source: Source | Drawn, run: Run) -> set[int]:
+    """How many images each block of a step has; several numbers where stages differ."""
+    if isinstance(source, GeneratedScenes):
+        return {stage.n for stage in source.stages}
+    if not is_labelled(source):
+        return {source.n} if isinstance(source, PhotoViews) else set()
+    images = run.images if source.pairs is None else 2
+    return {run.objects * (images + run.negatives)}
 
 
 def plain(options: Any) -> Any:

@@ -195,7 +195,7 @@ def label_validator(
         ranks = np.stack(orders, axis=1)
         found = mean_average_precision(ranks, positives, [[]] * len(queries))
         values = {"recall@1": first_place(ranks, positives), "mAP": found.map}
-        reasons = tuple((str(index), skipped[index]) for index in sorted(skipped))
+        reasons = tuple((source.name_of(index), skipped[index]) for index in sorted(skipped))
         return Validation(values[watch], values, time.perf_counter() - start, reasons)
 
     return validate

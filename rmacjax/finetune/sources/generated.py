@@ -126,6 +126,19 @@ class GeneratedScenes:
             first += stage.steps
         return max(firsts, key=lambda step: self.stage_of(step).n * self.stage_of(step).size ** 2)
 
+    def shapes(self, steps: int) -> int:
+        """How many sizes of images and queries the steps of a run have.
+
+        Args:
+            steps: of the run.
+        """
+        found: set[tuple[str, int, int, int]] = set()
+        for step in range(steps):
+            stage = self.stage_of(step)
+            query = step % len(QUERY_SHAPES) if stage.kind == "searches" else 0
+            found.add((stage.kind, stage.size, stage.n, query))
+        return len(found)
+
     def draw(self, seed: int, step: int) -> Drawing:
         """Draw a step's pairs, which depend on seed and step alone.
 
