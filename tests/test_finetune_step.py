@@ -53,7 +53,7 @@ def block(images, sizes=None):
 
 @pytest.fixture(scope="module", autouse=True)
 def compiled_anew():
-    """Nothing is kept for the next run: of several CPU devices XLA deadlocks when it is read back."""
+    """Nothing is kept for the next run: read back, programs of several CPU devices deadlock."""
     before = jax.config.jax_persistent_cache_min_compile_time_secs
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1e9)
     yield
