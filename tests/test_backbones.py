@@ -291,9 +291,11 @@ def test_input_means_are_those_of_what_convolutions_see(rng):
     assert set(means) == kernels
     shorter = Network("resnet18-layer3", False, TORCHVISION_CONVENTION)
     maps, _ = forward(shorter, weights, *given)
+    valid = 96 * 80 + 64 * 72
+    cells = 2 * 96 * 80 / valid
     for name in ("layer4_0.conv1", "layer4_0.shortcut"):
-        np.testing.assert_allclose(means[name], np.mean(maps, axis=(0, 1, 2)), rtol=1e-5)
+        np.testing.assert_allclose(means[name], cells * np.mean(maps, axis=(0, 1, 2)), rtol=1e-5)
     convention = TORCHVISION_CONVENTION
     pixels = (images * convention.scale - np.asarray(convention.mean)) / np.asarray(convention.std)
     pixels[1, 64:], pixels[1, :, 72:] = 0, 0
-    np.testing.assert_allclose(means["conv1"], pixels.mean((0, 1, 2)), rtol=1e-4)
+    np.testing.assert_allclose(means["conv1"], pixels.sum((0, 1, 2)) / valid, rtol=1e-4)

@@ -98,7 +98,7 @@ def test_a_dry_run_does_nothing_and_says_what_it_would_take(capsys, objects, tmp
         (["--data", "OBJECTS", "--warmup", "2"], "the rate would still rise after 2 steps"),
         (["--data", "scenes", "--images", "3"], "what is learned from comes in pairs"),
         (["--data", "VIEWS", "--images", "3"], "what is learned from comes in pairs"),
-        (["--data", "VIEWS", "--negatives", "3"], "views are made, not found"),
+        (["--data", "VIEWS", "--negatives", "3"], "images are made, not found"),
         (["--data", "OBJECTS", "--margin", "3"], "at most 2"),
         (["--data", "OBJECTS", "--seed", "-1"], "seed must be at least 0, not -1"),
         (["--data", "OBJECTS", "--rate", "inf"], "the rate be finite"),

@@ -175,7 +175,7 @@ def test_people_read_what_is_too_much_and_what_to_do():
         "images per step": "64, 8 at once on 4 devices",
         "memory": "20.0 GB per device, of 16.0 GB: too much; take smaller chunks or images, or "
         "fewer of them",
-        "compiling": "40.0 s, for each of 3 sizes of batches",
+        "compiling": "40.0 s, for each of 3 sizes of batches seen",
         "one step": "500 ms (128.0 images per second)",
         "steps": "10,000",
         "all steps": "1 h 25 min, beside loading, validating and saving",

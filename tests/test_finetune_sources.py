@@ -214,7 +214,13 @@ def test_a_list_that_is_not_as_it_should_be_is_refused(geometry):
     file.write_bytes(pickle.dumps(content))
     with pytest.raises(ValueError, match="no name of a photo"):
         open_source(geometry)
+    for dtype in (np.uint8, np.int32, np.uint64):
+        fine = {key: np.asarray(content["train"][key], dtype) for key in ("cluster", "pidxs")}
+        lists = content["train"] | {"cids": named, "qidxs": [0, 3, 5]} | fine
+        file.write_bytes(pickle.dumps({"train": lists}))
+        assert open_source(geometry).pairs.tolist() == [[0, 2], [3, 4], [5, 6]]
     for key, value, words in (
+        ("cids", np.asarray("name"), "has no list of the names of its photos"),
         ("cids", 5, "has no list of the names of its photos"),
         ("cids", None, "has no list of the names of its photos"),
         ("cids", [b"\xff\xfe\xfd\xfc\xfb\xfa"] * 7, "no name of a photo"),

@@ -36,7 +36,16 @@ from rmacjax.finetune.state import (
     to_params,
     update_moments,
 )
-from rmacjax.finetune.step import Objective, Plan, embed, everywhere, gradients, spread, train_step
+from rmacjax.finetune.step import (
+    Objective,
+    Plan,
+    compiled_anew,
+    embed,
+    everywhere,
+    gradients,
+    spread,
+    train_step,
+)
 from rmacjax.regions import px_to_cells
 from rmacjax.whitening import Whitening
 
@@ -52,12 +61,10 @@ def block(images, sizes=None):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def compiled_anew():
-    """Nothing is kept for the next run: read back, programs of several CPU devices deadlock."""
-    before = jax.config.jax_persistent_cache_min_compile_time_secs
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1e9)
-    yield
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", before)
+def nothing_read_back():
+    """Programs of several CPU devices deadlock when they are read back."""
+    with compiled_anew():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -285,11 +292,13 @@ def test_centred_steps_leave_mean_answers_where_they_were(weights, searches):
 def test_a_step_is_the_same_in_chunks_and_on_devices(weights, searches, chosen):
     rates = replace(RATES, centred=chosen)
     plan = Plan(Forward(NETWORK, "rgem", whitening="none"), Objective("info-nce"), rates)
-    expected, facts = train_step(state_of(weights, plan), searches, plan=plan)
+    expected, _ = train_step(state_of(weights, plan), searches, plan=plan)
     # Adam's first step is the gradient over its own size, so of what is next to nothing its sign
     # alone is left, which rounding decides: such numbers are told by their moments.
-    length = float(facts["gradient"])
-    sure = jax.tree.map(lambda m: np.abs(m) > 1e-8 / length, expected.optimizer[1].mu.weights)
+    sure = {
+        name: np.abs(first) > 1e-3 * np.abs(first).max()
+        for name, first in jax.device_get(expected.optimizer[1].mu.weights).items()
+    }
     for chunk, devices in ((2, None), (None, 2), (2, 2)):
         state, batch = state_of(weights, plan), searches
         if devices:
@@ -299,7 +308,7 @@ def test_a_step_is_the_same_in_chunks_and_on_devices(weights, searches, chosen):
         assert differ(expected.optimizer[1].nu, moved.optimizer[1].nu) < 1e-5
         for name, array in expected.trained.weights.items():
             off = np.abs(np.asarray(array) - np.asarray(moved.trained.weights[name]))
-            assert np.mean(sure[name]) > 0.5 and np.max(off[sure[name]]) < 1e-5
+            assert np.mean(sure[name]) > 0.2 and np.max(off[sure[name]]) < 1e-5
 
 
 def test_adam_and_the_average_remember_as_written(rng):

@@ -6,6 +6,7 @@ again. A convolution then sees at its border what it would see alone (its own ze
 maximum over non-negative values ignores zeros, so the valid cells are those of a batch of one.
 """
 
+import math
 from typing import Any
 
 import jax
@@ -225,14 +226,20 @@ def input_means(
         network: the static facts.
         weights: flat dictionary of weights.
         images: as in `forward`.
-        sizes: as in `forward`; cells beyond them count as zeros.
+        sizes: valid height and width of each image in pixels. Cells beyond them are zero and do
+            not count, but for rounding: the share of valid cells is taken to be that of pixels.
+
+    Returns:
+        For each convolution, by the name of its kernel and bias, the mean of each channel.
     """
+    pixels = jnp.maximum(jnp.sum(jnp.prod(sizes.astype(jnp.float32), axis=1)), 1.0)
+    all_cells = math.prod(images.shape[:3]) / pixels
     means: dict[str, Array] = {}
 
     def note(call: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
-        if isinstance(context.module, nn.Conv):
+        if isinstance(context.module, nn.Conv) and context.method_name == "__call__":
             name = ".".join(context.module.path)
-            means[name] = jnp.mean(args[0].astype(jnp.float32), axis=(0, 1, 2))
+            means[name] = all_cells * jnp.mean(args[0].astype(jnp.float32), axis=(0, 1, 2))
         return call(*args, **kwargs)
 
     with nn.intercept_methods(note):

@@ -10,7 +10,6 @@ from rmacjax.cli.describing import PoolName
 from rmacjax.cli.terminal import Flag, JsonFile, check_writable, prepare, say, tell, write_json
 from rmacjax.cli.training import (
     Made,
-    forget_if_shared,
     refuse_idle_options,
     source_of,
     start_of,
@@ -183,7 +182,6 @@ def finetune(
         raise ValueError(f"{out!r} is a file, but a run needs a folder: name another")
     check_writable(json)
     prepare()
-    forget_if_shared()
     from rmacjax.descriptors import Settings
     from rmacjax.finetune.loop import fit
     from rmacjax.finetune.optimizer import Rates
@@ -221,12 +219,12 @@ def finetune(
     source = source_of(data, stages, objects, long_side)
     for sentence in getattr(source, "problems", ()):
         say(f"Skipped: {sentence}")
-    labelled = is_labelled(source)
-    several = is_labelled(source) and source.pairs is None
+    found = is_labelled(source)
+    by_label = is_labelled(source) and source.pairs is None
     refuse_idle_options(
         [
-            ("--images", images, several, "what is learned from comes in pairs"),
-            ("--negatives", negatives or None, labelled, "views are made, not found"),
+            ("--images", images, by_label, "what is learned from comes in pairs"),
+            ("--negatives", negatives or None, found, "images are made, not found"),
         ]
     )
     source, validator = validator_of(source, validate, served, seed)

@@ -34,18 +34,6 @@ def there(module: str) -> bool:
         return False
 
 
-def forget_if_shared() -> None:
-    """Compile anew where several CPU devices share a step.
-
-    Such a program, read back from the cache of what was compiled, waits for ever in the sums over
-    devices, until XLA ends the process (jaxlib 0.10.2).
-    """
-    import jax
-
-    if jax.default_backend() == "cpu" and jax.device_count() > 1:
-        jax.config.update("jax_enable_compilation_cache", False)
-
-
 def start_of(weights: str, seed: int, pool: str, exponent: float | None) -> "Params":
     """What training starts from, with the exponent that it starts with."""
     from rmacjax.backbones import TORCHVISION_CONVENTION, Network, initialize
@@ -111,25 +99,26 @@ def tell_plan(
     from rmacjax.finetune.optimizer import optimizer
     from rmacjax.finetune.planning import abstract, plan_rows, plan_run
     from rmacjax.finetune.state import initial_state
-    from rmacjax.finetune.step import everywhere, spread, train_step
+    from rmacjax.finetune.step import compiled_anew, everywhere, spread, train_step
 
     batch, shapes, per_epoch = foresee(source, plan, run)
     state = everywhere(
         initial_state(params, plan.forward, optimizer(plan.rates), average=plan.rates.average > 0)
     )
-    found = plan_run(
-        train_step,
-        abstract(state),
-        abstract(spread(batch)),
-        options={"plan": plan},
-        trained=state.trained,
-        images=sum(len(block.images) for block in batch.blocks),
-        total_steps=plan.rates.steps,
-        steps_per_epoch=per_epoch,
-        shapes=shapes,
-        chunk=plan.chunk,
-        folder=out,
-    )
+    with compiled_anew():
+        found = plan_run(
+            train_step,
+            abstract(state),
+            abstract(spread(batch)),
+            options={"plan": plan},
+            trained=state.trained,
+            images=sum(len(block.images) for block in batch.blocks),
+            total_steps=plan.rates.steps,
+            steps_per_epoch=per_epoch,
+            shapes=shapes,
+            chunk=plan.chunk,
+            folder=out,
+        )
     if json is not None:
         write_json(json, found._asdict() | {"fits": found.fits})
     if json != "-":

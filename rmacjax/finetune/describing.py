@@ -60,7 +60,8 @@ def describe_images(
     photos = _read(source, indices, read, skipped)
     for item in extract(on_one_device(params), photos, settings=settings):
         if isinstance(item, Failed):
-            skipped[read[item.index]] = str(item.error)
+            name, sentence = source.name_of(read[item.index]), str(item.error)
+            skipped[read[item.index]] = sentence if name in sentence else f"{name}: {sentence}"
         else:
             vectors[read[item.index]] = item.descriptor
     return vectors, skipped

@@ -7,6 +7,7 @@ were made with, so a run that was stopped, however it ended, goes on to the same
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from itertools import islice
 from typing import Any, NamedTuple
 
 import jax
@@ -34,7 +35,7 @@ from rmacjax.finetune.sources.generated import GeneratedScenes
 from rmacjax.finetune.sources.plans import plan_epoch
 from rmacjax.finetune.sources.protocols import Drawn, Source, is_labelled
 from rmacjax.finetune.state import TrainState, initial_state, to_params
-from rmacjax.finetune.step import Plan, everywhere, spread, train_step
+from rmacjax.finetune.step import Plan, compiled_anew, everywhere, spread, train_step
 from rmacjax.finetune.validation import EarlyStop, Validation, Validator
 from rmacjax.mining import hard_negatives
 from rmacjax.weights import measure_activation_scale
@@ -74,7 +75,8 @@ def fit(
         What was learned.
 
     Raises:
-        Diverged: the loss is no number; what was learned until then is in the last checkpoint.
+        Diverged: the loss, its gradient or the weights are no numbers any more; what was learned
+            until then is in the last checkpoint.
         ValueError: the source cannot make such batches, or the folder holds another run.
         OSError: nothing can be read, or the folder cannot be written.
     """
@@ -88,15 +90,10 @@ def fit(
         "plan": plain(asdict(plan)),
         "run": plain(asdict(replace(run, workers=0))),
     }
-    devices = len(jax.devices())
-    for images in sorted(images_of_a_step(source, run)):
-        if images % devices:
-            raise ValueError(
-                f"a step's {images} images cannot be shared evenly by {devices} devices: choose "
-                "another number of objects, images, negatives or pairs"
-            )
+    _check_shares(source, plan, run)
     path = os.path.join(os.fsdecode(folder), CHECKPOINTS)
     with (
+        compiled_anew(),
         Checkpoints(path, made_with=made_with) as checkpoints,
         _loader(source, plan, run) as loader,
     ):
@@ -150,7 +147,12 @@ def foresee(source: Source | Drawn, plan: Plan, run: Run) -> Foreseen:
     Of what is drawn in stages that is the first one of the stage with most pixels. Of photos it is
     the first eight steps', which are read; later ones may be larger where photos differ in shape.
     Hard negatives have not been mined, so others stand in their places.
+
+    Raises:
+        ValueError: the source cannot make such batches, or devices or chunks cannot share them.
+        OSError: nothing can be read.
     """
+    _check_shares(source, plan, run)
     with _loader(source, plan, replace(run, workers=0)) as loader:
         if not is_labelled(source):
             steps, first, shapes = plan.rates.steps, 0, 1
@@ -162,10 +164,31 @@ def foresee(source: Source | Drawn, plan: Plan, run: Run) -> Foreseen:
             unmined = np.full((len(source), run.negatives), -1, np.int64)
         rng = np.random.default_rng([run.seed, 0])
         epoch = plan_epoch(source, rng, objects=run.objects, images=run.images, negatives=unmined)
-        seen = [loaded.batch for loaded in loader.planned(epoch[:LOOKED_AT])]
-        sizes = {batch.blocks[0].images.shape for batch in seen}
-        largest = max(seen, key=lambda batch: batch.blocks[0].images.size)
+        largest, sizes = None, set()
+        for loaded in islice(loader.planned(epoch), min(LOOKED_AT, plan.rates.steps)):
+            (block,) = loaded.batch.blocks
+            sizes.add((block.images.shape, block.regions.shape))
+            if largest is None or block.images.size > largest.blocks[0].images.size:
+                largest = loaded.batch
+        if largest is None:
+            raise OSError(f"{source.name} gives no batch: none of its photos can be used")
         return Foreseen(largest, len(sizes), len(epoch))
+
+
+def _check_shares(source: Source | Drawn, plan: Plan, run: Run) -> None:
+    """Refuse steps that devices or chunks cannot share evenly, before anything is done."""
+    devices = len(jax.devices())
+    for images in sorted(images_of_a_step(source, run, plan.rates.steps)):
+        if images % devices:
+            raise ValueError(
+                f"a step's {images} images cannot be shared evenly by {devices} devices: choose "
+                "another number of objects, images, negatives or pairs"
+            )
+        if plan.chunk is not None and images % plan.chunk:
+            raise ValueError(
+                f"a step's {images} images do not make whole chunks of {plan.chunk}: choose a "
+                "number that divides them"
+            )
 
 
 def _loader(source: Source | Drawn, plan: Plan, run: Run) -> Loader:
@@ -276,7 +299,8 @@ class _Trainer:
             return None
         found: Validation = self.validate(trained_params(self.state, self.plan))
         for name, reason in found.skipped[: NAMED if step == 0 else 0]:
-            self.records.say(f"Not used in validation: {name} ({reason})")
+            said = reason if name in reason else f"{name} ({reason})"
+            self.records.say(f"Not used in validation: {said}")
         self.records.validated(step, found.values)
         if step > 0:
             self.place = replace(self.place, stop=self.place.stop.update(found.score))
@@ -324,10 +348,13 @@ class _Trainer:
         files = ", ".join(loaded.files[:NAMED]) or "drawn for it"
         more = len(loaded.files) - NAMED
         rest = f" and {more} more" if more > 0 else ""
+        loss, gradient = float(facts["loss"]), float(facts["gradient"])
+        lead = ""
+        if np.isfinite(loss) and np.isfinite(gradient):
+            lead = ", but what it would make of the weights is no number"
         return (
-            f"in step {step + 1} the loss is {float(facts['loss'])} and its gradient "
-            f"{float(facts['gradient'])}, and they or the weights they lead to are no numbers, "
-            "which nothing can be learned from; its images are "
+            f"in step {step + 1} the loss is {loss} and its gradient {gradient}{lead}, which "
+            "nothing can be learned from; its images are "
             f"{files}{rest}. Try a lower rate, a longer warm-up, a higher temperature, or float32 "
             "instead of bfloat16, in another folder"
         )

@@ -36,8 +36,9 @@ class Rates:
         steps: of the whole run; the rate falls to `last` of the highest by then, as a cosine.
         warmup: steps in which the rate rises to its highest.
         last: the rate of the last step, as a part of the highest.
-        decay: weight decay of kernels; biases, the whitening and the exponent have none.
-        clip: longest gradient; a longer one is shortened.
+        decay: weight decay of kernels; biases, the whitening and the exponent have none. Where
+            steps are centred a bias makes up for what its kernel's decay does to the mean answer.
+        clip: longest gradient, centred where steps are; a longer one is shortened.
         average: how much of the average of the weights (EMA) each step keeps; 0 for no average.
         centred: whether steps are taken as if the inputs of every convolution had mean zero, see
             `centred`.
@@ -136,6 +137,13 @@ def centred(gradient: Weights, means: Means) -> Weights:
     Adam moves all of a kernel's numbers by the rate, and all that comes out of a ReLU is positive.
     Channels fall silent then, and no gradient brings them back.
 
+    Args:
+        gradient: of all weights.
+        means: of what some of the convolutions see, m.
+
+    Returns:
+        The gradient in the same weights, of K and b' where there are means.
+
     References:
         LeCun et al., "Efficient backprop", 1998, section 4.3;
         Schraudolph, "Centering neural network gradient factors", 1998.
@@ -149,7 +157,15 @@ def centred(gradient: Weights, means: Means) -> Weights:
 
 
 def uncentred(change: Weights, means: Means) -> Weights:
-    """A change of K and b' as a change of K and b, see `centred`."""
+    """A change of K and b' as a change of K and b, see `centred`.
+
+    Args:
+        change: of all weights, of K and b' where there are means.
+        means: those that the gradient was centred with.
+
+    Returns:
+        The change of the weights themselves.
+    """
     moved = dict(change)
     for name, mean in means.items():
         kernel = change[f"{name}.kernel"]

@@ -34,7 +34,7 @@ class RunPlan(NamedTuple):
         device_bytes: what each device has; None where that is not known.
         step_seconds: how long a step takes; None where it was not measured.
         compile_seconds: how long it took to compile, or to find what was compiled before.
-        shapes: padded sizes of batches that will occur, each of which is compiled for.
+        shapes: padded sizes of batches that are known to occur, each of which is compiled for.
         total_steps: steps of the whole training.
         steps_per_epoch: of an epoch; None where there are none.
         checkpoint_bytes: of one checkpoint, at most: what is written is compressed.
@@ -104,13 +104,13 @@ def plan_run(
         step: a `jax.jit` function of (state, batch) and options; it may donate the state.
         state: `jax.ShapeDtypeStruct`s, see `abstract`; with shardings where there are several
             devices.
-        batch: the same, of the largest padded size that will occur.
+        batch: the same, of the largest padded size that is known to occur.
         options: the step's static arguments, by name.
         trained: the part of the state that is trained.
         images: images per step.
         total_steps: steps of the whole training.
         steps_per_epoch: of an epoch, where there are epochs.
-        shapes: padded sizes of batches that will occur.
+        shapes: padded sizes of batches that are known to occur.
         chunk: images that go through the network at once, for people to see.
         checkpoints: how many are there at a time, with the one that is being written.
         folder: where they will be, for the disk's free space; it need not exist.
@@ -166,7 +166,7 @@ def plan_rows(plan: RunPlan) -> list[tuple[str, str]]:
             if plan.memory_bytes > plan.device_bytes:
                 memory += ": too much; take smaller chunks or images, or fewer of them"
     epochs = "" if plan.steps_per_epoch is None else f", {plan.steps_per_epoch:,} per epoch"
-    sizes = f", for each of {plan.shapes} sizes of batches" if plan.shapes > 1 else ""
+    sizes = f", for each of {plan.shapes} sizes of batches seen" if plan.shapes > 1 else ""
     step, run = "not measured", "not measured"
     if plan.step_seconds is not None and plan.run_seconds is not None:
         rate = plan.images / plan.step_seconds

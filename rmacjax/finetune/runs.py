@@ -80,7 +80,7 @@ class Finished(NamedTuple):
 
 
 class Diverged(RuntimeError):
-    """The loss is no number any more.
+    """The loss, its gradient or the weights are no numbers any more.
 
     Attributes:
         step: steps taken before.
@@ -143,7 +143,8 @@ def identity(source: Source | Drawn) -> dict[str, object]:
     if not is_labelled(source):
         facts = {name: value for name, value in vars(source).items() if not name.startswith("_")}
         files = facts.pop("files", ())
-        facts.pop("name", None)
+        if isinstance(source, PhotoViews):
+            facts.pop("name")
         return {"drawn": plain(facts), "files": len(files), "digest of names": _digest(files)}
     names = [source.name_of(index) for index in range(len(source))]
     pairs = () if source.pairs is None else (source.pairs,)
@@ -154,17 +155,25 @@ def identity(source: Source | Drawn) -> dict[str, object]:
 def _digest(names: Sequence[str], *numbers: np.ndarray) -> str:
     """A short text that is another one for other names or numbers."""
     paths = [os.path.abspath(name) for name in names]
-    common = os.path.commonpath(paths) if paths else ""
-    digest = hashlib.sha256("\n".join(os.path.relpath(path, common) for path in paths).encode())
+    if paths and os.path.isdir(os.path.dirname(paths[0])):  # files, and not what names alone
+        common = os.path.commonpath(paths)
+        names = [os.path.relpath(path, common) for path in paths]
+    digest = hashlib.sha256(os.fsencode("\n".join(names)))
     for array in numbers:
         digest.update(np.ascontiguousarray(array, np.int64).data)
     return digest.hexdigest()[:16]
 
 
-def images_of_a_step(source: Source | Drawn, run: Run) -> set[int]:
-    """How many images each block of a step has; several numbers where stages differ."""
+def images_of_a_step(source: Source | Drawn, run: Run, steps: int) -> set[int]:
+    """How many images each block of a step has; several numbers where stages differ.
+
+    Args:
+        source: what is learned from.
+        run: how.
+        steps: of the whole run, which may end before some stages.
+    """
     if isinstance(source, GeneratedScenes):
-        return {stage.n for stage in source.stages}
+        return {source.stage_of(step).n for step in range(steps)}
     if not is_labelled(source):
         return {source.n} if isinstance(source, PhotoViews) else set()
     images = run.images if source.pairs is None else 2

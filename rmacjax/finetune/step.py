@@ -12,7 +12,8 @@ References:
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal, NamedTuple
@@ -20,6 +21,7 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
@@ -65,7 +67,8 @@ class Objective:
         box_temperature: of its cosines.
 
     Raises:
-        ValueError: a weight below 0, or a margin or temperature that is not above it.
+        ValueError: a weight below 0, a margin or temperature that is not above it, or a margin of
+            "contrastive" above 2.
     """
 
     loss: LossName = "contrastive"
@@ -123,6 +126,26 @@ class _Seen(NamedTuple):
     plain: Float[Array, "n c"]
     queries: Float[Array, "n c"]
     maps: Float[Array, "_ h w c"]
+
+
+@contextmanager
+def compiled_anew() -> Iterator[None]:
+    """Read no compiled program back from JAX's cache on disk where several CPU devices share steps.
+
+    Such a program, read back, waits for ever in a sum over the devices, until XLA ends the process
+    (jaxlib 0.10.2).
+    """
+    if jax.default_backend() != "cpu" or jax.device_count() == 1:
+        yield
+        return
+    before = jax.config.read("jax_enable_compilation_cache")
+    jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()  # what it found out first, it goes by to the end
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_compilation_cache", before)
+        compilation_cache.reset_cache()
 
 
 def spread(batch: Batch, devices: int | None = None) -> Batch:
@@ -354,7 +377,10 @@ def _summed(sums: list[Moments | None]) -> Moments | None:
 
 def _input_means(trained: Trained, batch: Batch, plan: Plan) -> dict[str, Float[Array, " c"]]:
     """What convolutions see in some of the images: a step is sound whatever means it takes."""
-    block = jax.tree.map(lambda rows: jnp.asarray(rows)[:LISTENED], batch.blocks[-1])
+    n = len(batch.blocks[-1].images)
+    count = min(n, LISTENED, plan.chunk or LISTENED)
+    some = slice(None, None, n // count)  # of several devices' rows, some of each
+    block = jax.tree.map(lambda rows: jnp.asarray(rows)[some][:count], batch.blocks[-1])
     return input_means(plan.forward.network, trained.weights, block.images, block.sizes)
 
 
@@ -376,7 +402,8 @@ def _train_step(
     moved = TrainState(state.step + 1, trained, inner, average, moments)
     length = steepness(gradient)
     # A step that is not a number is not taken: what was learned so far can still be saved.
-    finite = [jnp.all(jnp.isfinite(array)) for array in jax.tree.leaves(trained)]
+    numbers = [leaf for leaf in jax.tree.leaves(moved) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+    finite = [jnp.all(jnp.isfinite(array)) for array in numbers]
     sound = jnp.isfinite(facts["loss"]) & jnp.isfinite(length) & jnp.all(jnp.stack(finite))
     kept = jax.tree.map(lambda new, old: jnp.where(sound, new, old), moved, state)
     return kept, facts | {"gradient": length}
@@ -392,7 +419,8 @@ Args:
 
 Returns:
     The next state, and scalars by name: "loss", its parts, "found" (the share of images whose
-    nearest in the batch is a positive) and "gradient", the gradient's length before it is clipped.
+    nearest in the batch is a positive) and "gradient", the gradient's length before it is clipped,
+    and before it is centred where steps are.
     Where loss, gradient or what they would make of the weights is not finite the state is what it
     was, its step included.
 """

@@ -117,7 +117,7 @@ class RetrievalSfm:
 
 
 def _texts(values: Any, where: str) -> list[str]:
-    if not isinstance(values, list | tuple | np.ndarray):
+    if not isinstance(values, list | tuple | np.ndarray) or np.ndim(values) != 1:
         raise ValueError(f"{where} has no list of the names of its photos ('cids')")
     texts = [
         value.decode("utf-8", "replace") if isinstance(value, bytes) else value for value in values
@@ -135,5 +135,6 @@ def _numbers(values: Any, key: str, file: Path) -> np.ndarray:
         numbers = np.empty(())
     if numbers.ndim != 1 or (numbers.size and numbers.dtype.kind not in "iu"):
         raise ValueError(f"{file}: {key!r} is no list of whole numbers")
-    # What 64 bits with a sign cannot hold is too large for a photo's number as well.
-    return np.minimum(numbers, np.iinfo(np.int64).max).astype(np.int64)
+    if numbers.dtype == np.uint64:  # what 64 bits with a sign cannot hold is no photo's number
+        numbers = np.minimum(numbers, np.uint64(np.iinfo(np.int64).max))
+    return numbers.astype(np.int64)

@@ -73,6 +73,11 @@ def plan_epoch(
             f"a step needs objects >= 1, images >= 2 and extra >= 0, not {objects}, {images} and "
             f"{extra}"
         )
+    if objects == 1 and extra == 0 and (negatives is None or negatives.shape[1] == 0):
+        raise ValueError(
+            "a step of one object without negatives has nothing to tell it from: choose two "
+            "objects at least"
+        )
     if negatives is not None and len(negatives) != len(source):
         raise ValueError(
             f"negatives have a row for each of {len(source)} images, not {len(negatives)}"
