@@ -138,7 +138,7 @@ def compiled_anew() -> Iterator[None]:
     if jax.default_backend() != "cpu" or jax.device_count() == 1:
         yield
         return
-    before = jax.config.read("jax_enable_compilation_cache")
+    before = jax.config.jax_enable_compilation_cache  # type: ignore[attr-defined]  # made by JAX
     jax.config.update("jax_enable_compilation_cache", False)
     compilation_cache.reset_cache()  # what it found out first, it goes by to the end
     try:
@@ -377,11 +377,20 @@ def _summed(sums: list[Moments | None]) -> Moments | None:
 
 def _input_means(trained: Trained, batch: Batch, plan: Plan) -> dict[str, Float[Array, " c"]]:
     """What convolutions see in some of the images: a step is sound whatever means it takes."""
-    n = len(batch.blocks[-1].images)
-    count = min(n, LISTENED, plan.chunk or LISTENED)
+    block = batch.blocks[-1]
+    n = len(block.images)
+    count = min(n, LISTENED)
     some = slice(None, None, n // count)  # of several devices' rows, some of each
-    block = jax.tree.map(lambda rows: jnp.asarray(rows)[some][:count], batch.blocks[-1])
-    return input_means(plan.forward.network, trained.weights, block.images, block.sizes)
+    rows = tuple(jnp.asarray(array)[some][:count] for array in (block.images, block.sizes))
+
+    def of_one(row: tuple[Array, Array]) -> dict[str, Float[Array, " c"]]:
+        image, size = row
+        return input_means(plan.forward.network, trained.weights, image[None], size[None])
+
+    at_once = min(count, plan.chunk or count)
+    return jax.tree.map(
+        lambda means: jnp.mean(means, axis=0), jax.lax.map(of_one, rows, batch_size=at_once)
+    )
 
 
 def _train_step(
