@@ -163,8 +163,8 @@ def test_what_is_foreseen_is_what_training_sees(params, folder):
     run = Run(settings=SETTINGS, objects=2, negatives=1)
     batch, shapes, steps = foresee(source, plan_of(3), run)
     assert len(batch.labels) == 2 * 3 and steps == 3 and shapes == 1
-    drawn = GeneratedScenes(parse_stages("views:64:4:2,searches:96:3:4,views:96:2:2"))
-    for total, (n, side), sizes in ((2, (4, 64), 1), (3, (3, 96), 2), (9, (3, 96), 5)):
+    drawn = GeneratedScenes(parse_stages("views:64:6:2,searches:96:4:4,views:96:2:2"))
+    for total, (n, side), sizes in ((2, (6, 64), 1), (3, (4, 96), 2), (9, (4, 96), 5)):
         batch, shapes, steps = foresee(drawn, plan_of(total), run)
         assert len(batch.labels) == 2 * n and steps is None
         assert batch.blocks[1].images.shape[1] == side
