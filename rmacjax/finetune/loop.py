@@ -93,7 +93,6 @@ def fit(
     _check_shares(source, plan, run)
     path = os.path.join(os.fsdecode(folder), CHECKPOINTS)
     with (
-        compiled_anew(),
         Checkpoints(path, made_with=made_with) as checkpoints,
         _loader(source, plan, run) as loader,
     ):
@@ -276,7 +275,8 @@ class _Trainer:
         for sentence in loaded.unreadable:
             self._skip(sentence)
         batch = loaded.batch
-        self.state, facts = train_step(self.state, spread(batch), plan=self.plan)
+        with compiled_anew():
+            self.state, facts = train_step(self.state, spread(batch), plan=self.plan)
         if int(self.state.step) == step:
             learned = trained_params(self.state, self.plan) if step > 0 else None
             raise Diverged(self._sorry(step, loaded, facts), step, learned)
