@@ -62,6 +62,7 @@ def test_a_real_network_is_planned_without_an_array(tmp_path):
         small,
         images=4,
         steps_per_epoch=300,
+        shapes=3,
         chunk=2,
         checkpoints=3,
         folder=tmp_path / "not" / "there",
@@ -80,12 +81,8 @@ def test_a_real_network_is_planned_without_an_array(tmp_path):
     assert 3 * 4 * counted < plan.memory_bytes < plan.device_bytes
     assert plan.devices == 1 and plan.fits
     assert 0 < plan.step_seconds < 60
-    assert plan.run_seconds == plan.compile_seconds + 1200 * plan.step_seconds
+    assert plan.run_seconds == 3 * plan.compile_seconds + 1200 * plan.step_seconds
     wider = plan_run(train, state, large, images=16, timed=False, **facts)
-    assert (plan.shapes, plan_run(train, state, small, images=4, shapes=3, **facts).shapes) == (
-        1,
-        3,
-    )
     activations = 64 * 23 * 23 * 4  # of the first layer alone, per image
     assert wider.memory_bytes > plan.memory_bytes + 12 * activations
     assert wider.step_seconds is None and wider.run_seconds is None and wider.free_bytes is None

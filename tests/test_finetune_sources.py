@@ -344,6 +344,8 @@ def test_a_small_source_is_filled_up_and_a_hopeless_one_refused(folders):
         plan_epoch(source, np.random.default_rng(0), negatives=np.zeros((3, 1), int))
     single = Many(20, 1)
     single.labels = single.clusters = np.arange(20)
+    with pytest.raises(ValueError, match="one object without negatives"):
+        plan_epoch(single, np.random.default_rng(0), objects=1)
     one = Many(20, 1)
     one.labels = one.clusters = np.zeros(20, int)
     with pytest.raises(ValueError, match="all 20 images of many belong to one object"):

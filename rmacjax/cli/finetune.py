@@ -219,15 +219,17 @@ def finetune(
     source = source_of(data, stages, objects, long_side)
     for sentence in getattr(source, "problems", ()):
         say(f"Skipped: {sentence}")
-    found = is_labelled(source)
-    by_label = is_labelled(source) and source.pairs is None
+    in_pairs = not is_labelled(source) or source.pairs is not None
     refuse_idle_options(
         [
-            ("--images", images, by_label, "what is learned from comes in pairs"),
-            ("--negatives", negatives or None, found, "images are made, not found"),
+            ("--images", images, not in_pairs, "what is learned from comes in pairs"),
+            ("--negatives", negatives or None, is_labelled(source), "images are made, not found"),
         ]
     )
     source, validator = validator_of(source, validate, served, seed)
+    measured_on = validate or ""
+    if os.path.exists(measured_on):  # however it is spelled
+        measured_on = os.path.abspath(measured_on)
     run = Run(
         seed=seed,
         settings=served,
@@ -238,7 +240,7 @@ def finetune(
         validate_every=0 if validator is None else every,
         patience=patience,
         save_every=save_every,
-        measured_on=validate or "",
+        measured_on=measured_on,
     )
     if dry_run:
         tell_plan(params, source, plan, run, out, json)

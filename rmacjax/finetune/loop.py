@@ -7,7 +7,7 @@ were made with, so a run that was stopped, however it ended, goes on to the same
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, NamedTuple
 
 import jax
@@ -163,14 +163,12 @@ def foresee(source: Source | Drawn, plan: Plan, run: Run) -> Foreseen:
             unmined = np.full((len(source), run.negatives), -1, np.int64)
         rng = np.random.default_rng([run.seed, 0])
         epoch = plan_epoch(source, rng, objects=run.objects, images=run.images, negatives=unmined)
-        largest, sizes = None, set()
-        for loaded in islice(loader.planned(epoch), min(LOOKED_AT, plan.rates.steps)):
-            (block,) = loaded.batch.blocks
+        looked_at = islice(loader.planned(epoch), min(LOOKED_AT, plan.rates.steps))
+        largest, sizes = next(looked_at).batch, set()
+        for batch in chain([largest], (loaded.batch for loaded in looked_at)):
+            (block,) = batch.blocks
             sizes.add((block.images.shape, block.regions.shape))
-            if largest is None or block.images.size > largest.blocks[0].images.size:
-                largest = loaded.batch
-        if largest is None:
-            raise OSError(f"{source.name} gives no batch: none of its photos can be used")
+            largest = max(largest, batch, key=lambda each: each.blocks[0].images.size)
         return Foreseen(largest, len(sizes), len(epoch))
 
 
@@ -349,11 +347,11 @@ class _Trainer:
         more = len(loaded.files) - NAMED
         rest = f" and {more} more" if more > 0 else ""
         loss, gradient = float(facts["loss"]), float(facts["gradient"])
-        lead = ""
+        more_of_it = ""
         if np.isfinite(loss) and np.isfinite(gradient):
-            lead = ", but what it would make of the weights is no number"
+            more_of_it = ", but what it would make of the weights is no number"
         return (
-            f"in step {step + 1} the loss is {loss} and its gradient {gradient}{lead}, which "
+            f"in step {step + 1} the loss is {loss} and its gradient {gradient}{more_of_it}, which "
             "nothing can be learned from; its images are "
             f"{files}{rest}. Try a lower rate, a longer warm-up, a higher temperature, or float32 "
             "instead of bfloat16, in another folder"

@@ -13,6 +13,7 @@ from rmacjax.backbones import Weights
 from rmacjax.finetune.state import Trained
 
 __all__ = [
+    "Means",
     "Rates",
     "apply",
     "centred",

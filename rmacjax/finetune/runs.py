@@ -155,7 +155,7 @@ def identity(source: Source | Drawn) -> dict[str, object]:
 def _digest(names: Sequence[str], *numbers: np.ndarray) -> str:
     """A short text that is another one for other names or numbers."""
     paths = [os.path.abspath(name) for name in names]
-    if paths and os.path.isdir(os.path.dirname(paths[0])):  # files, and not what names alone
+    if paths and os.path.isdir(os.path.dirname(paths[0])):  # files have places, other images do not
         common = os.path.commonpath(paths)
         names = [os.path.relpath(path, common) for path in paths]
     digest = hashlib.sha256(os.fsencode("\n".join(names)))
@@ -173,7 +173,7 @@ def images_of_a_step(source: Source | Drawn, run: Run, steps: int) -> set[int]:
         steps: of the whole run, which may end before some stages.
     """
     if isinstance(source, GeneratedScenes):
-        return {source.stage_of(step).n for step in range(steps)}
+        return {stage.n for _, stage in source.reached(steps)}
     if not is_labelled(source):
         return {source.n} if isinstance(source, PhotoViews) else set()
     images = run.images if source.pairs is None else 2

@@ -30,7 +30,7 @@ from rmacjax.backbones import input_means
 from rmacjax.backbones.layers import output_size
 from rmacjax.descriptors import Params, embed_batch
 from rmacjax.finetune.batches import Batch, Block
-from rmacjax.finetune.optimizer import Rates, apply, follow, steepness
+from rmacjax.finetune.optimizer import Means, Rates, apply, follow, steepness
 from rmacjax.finetune.state import (
     Forward,
     Moments,
@@ -375,7 +375,7 @@ def _summed(sums: list[Moments | None]) -> Moments | None:
     return Moments(seen, mean / seen, second / seen)
 
 
-def _input_means(trained: Trained, batch: Batch, plan: Plan) -> dict[str, Float[Array, " c"]]:
+def _input_means(trained: Trained, batch: Batch, plan: Plan) -> Means:
     """What convolutions see in some of the images: a step is sound whatever means it takes."""
     block = batch.blocks[-1]
     n = len(block.images)
@@ -383,14 +383,12 @@ def _input_means(trained: Trained, batch: Batch, plan: Plan) -> dict[str, Float[
     some = slice(None, None, n // count)  # of several devices' rows, some of each
     rows = tuple(jnp.asarray(array)[some][:count] for array in (block.images, block.sizes))
 
-    def of_one(row: tuple[Array, Array]) -> dict[str, Float[Array, " c"]]:
+    def of_one(row: tuple[Array, Array]) -> Means:
         image, size = row
         return input_means(plan.forward.network, trained.weights, image[None], size[None])
 
-    at_once = min(count, plan.chunk or count)
-    return jax.tree.map(
-        lambda means: jnp.mean(means, axis=0), jax.lax.map(of_one, rows, batch_size=at_once)
-    )
+    means = jax.lax.map(of_one, rows, batch_size=min(count, plan.chunk or count))
+    return {name: jnp.mean(each, axis=0) for name, each in means.items()}
 
 
 def _train_step(

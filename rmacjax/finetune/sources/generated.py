@@ -113,18 +113,27 @@ class GeneratedScenes:
             step -= stage.steps
         return self.stages[-1]
 
+    def reached(self, steps: int) -> list[tuple[range, Stage]]:
+        """The stages that a run gets to, each with its steps.
+
+        Args:
+            steps: of the run.
+        """
+        found, first = [], 0
+        for number, stage in enumerate(self.stages, 1):
+            end = steps if number == len(self.stages) else min(first + stage.steps, steps)
+            if first < end:
+                found.append((range(first, end), stage))
+            first += stage.steps
+        return found
+
     def largest(self, steps: int) -> int:
         """The first step with as many pixels as any of a run, which takes the most memory.
 
         Args:
             steps: of the run.
         """
-        firsts, first = [], 0
-        for stage in self.stages:
-            if first < steps:
-                firsts.append(first)
-            first += stage.steps
-        return max(firsts, key=lambda step: self.stage_of(step).n * self.stage_of(step).size ** 2)
+        return max(self.reached(steps), key=lambda part: part[1].n * part[1].size ** 2)[0][0]
 
     def shapes(self, steps: int) -> int:
         """How many sizes of images and queries the steps of a run have.
@@ -133,10 +142,10 @@ class GeneratedScenes:
             steps: of the run.
         """
         found: set[tuple[str, int, int, int]] = set()
-        for step in range(steps):
-            stage = self.stage_of(step)
-            query = step % len(QUERY_SHAPES) if stage.kind == "searches" else 0
-            found.add((stage.kind, stage.size, stage.n, query))
+        for part, stage in self.reached(steps):
+            # Queries of all shapes come within the first few steps; views have one shape.
+            few = part[: len(QUERY_SHAPES)] if stage.kind == "searches" else range(1)
+            found |= {(stage.kind, stage.size, stage.n, step % len(QUERY_SHAPES)) for step in few}
         return len(found)
 
     def draw(self, seed: int, step: int) -> Drawing:
