@@ -78,7 +78,7 @@ def finetune(
     dry_run: Flag = False,
     json: JsonFile = None,
 ) -> None:
-    r"""Train a network on your photos, or on generated ones.
+    """Train a network on your photos, or on generated ones.
 
     The whole network learns, through the pooling and the whitening that describe photos in the end:
     photos of the same object shall have similar descriptors. OUT is the folder of the run: best and
@@ -94,8 +94,7 @@ def finetune(
         rmacjax finetune mine --data ~/Pictures/objects --validate 0.2
         rmacjax finetune mine --data ~/Pictures/objects --dry-run
         rmacjax finetune sfm --data ~/retrieval-SfM-120k --weights vgg16 --negatives 5 --chunk 4
-        rmacjax finetune new --data scenes --weights untrained:alexnet --loss info-nce --centred \
-            --rate 4e-4
+        rmacjax finetune new --data scenes --weights untrained:alexnet --centred --rate 4e-4
         rmacjax index ~/Pictures holiday --weights mine/best.safetensors
 
     Args:
