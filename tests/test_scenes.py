@@ -209,15 +209,40 @@ def test_training_pair_is_two_views_of_one_scene():
     assert one.dtype == other.dtype == np.uint8
 
 
-def test_a_search_shows_what_its_query_outlines_in_its_own_box(monkeypatch, rng):
-    """Scenes whose colours tell where in which scene a pixel lies give the box away."""
-    n, side = 12, 240
+def coloured_scenes(_rng, n, side, *_, **__):
+    """Scenes whose colours tell where (red, green) in which scene (blue) a pixel lies."""
     y, x = np.mgrid[:side, :side]
+    return [np.stack([y, x, np.full_like(x, 6 * i)], -1).astype(np.uint8) for i in range(n)]
 
-    def maps(*_, **__):
-        return [np.stack([y, x, np.full_like(x, 20 * i)], -1).astype(np.uint8) for i in range(n)]
 
-    monkeypatch.setattr(searches, "related_scenes", maps)
+def scene_shown(image):
+    """Which scene most of a picture of `coloured_scenes` shows, by its blue."""
+    return int(np.median(image[..., 2]))
+
+
+@pytest.mark.parametrize(("n", "relatives"), [(1, 4), (2, 1), (5, 4), (12, 4), (30, 3)])
+def test_no_photo_shows_what_another_query_outlines(n, relatives, monkeypatch):
+    """Or it would be a negative of a query whose thing it shows."""
+    monkeypatch.setattr(searches, "related_scenes", coloured_scenes)
+    monkeypatch.setattr(searches, "photograph", lambda rng, image, **_: image.round())
+    batch = scenes.search_batch(
+        np.random.default_rng(n), n, (80, 80), (160, 160), relatives=relatives, several=1.0
+    )
+    own = [scene_shown(query) for query in batch.queries]
+    assert len(set(own)) == n
+    strangers = 0
+    for i, photo in enumerate(batch.photos):
+        shown, counts = np.unique(photo[..., 2], return_counts=True)
+        # Where two scenes meet, colours mix, in a few pixels only.
+        whole = set(shown[counts > 0.01 * photo[..., 2].size].tolist())
+        assert own[i] in whole and not (whole - {own[i]}) & set(own), (i, whole)
+        strangers += len(whole) > 1
+    assert strangers > 0.5 * n, "hardly a photo shows anything beside its thing"
+
+
+def test_a_search_shows_what_its_query_outlines_in_its_own_box(monkeypatch, rng):
+    n = 12
+    monkeypatch.setattr(searches, "related_scenes", coloured_scenes)
     monkeypatch.setattr(searches, "photograph", lambda rng, image, **_: image.round())
     batch = scenes.search_batch(rng, n, (80, 120), (160, 160), candidates=9)
     for i in range(n):
@@ -227,7 +252,8 @@ def test_a_search_shows_what_its_query_outlines_in_its_own_box(monkeypatch, rng)
         )
         photo = batch.photos[i].astype(int)
         thing = ((photo[..., :2] >= low) & (photo[..., :2] <= high)).all(-1)
-        seen = scenes.mask_box(np.where(thing & (photo[..., 2] == 20 * i), 255, 0).astype(np.uint8))
+        thing &= photo[..., 2] == scene_shown(batch.queries[i])
+        seen = scenes.mask_box(np.where(thing, 255, 0).astype(np.uint8))
         assert box_iou(np.asarray(seen), batch.boxes[i, 0]) > 0.7
         np.testing.assert_array_equal(batch.boxes[i, 1], [0, 0, 160, 160])
     assert (batch.boxes >= 0).all() and (batch.boxes <= 160).all()
@@ -245,8 +271,8 @@ def test_pictures_of_a_seed_stay_as_they_were():
         np.random.default_rng([3, 2]), 3, (64, 80), (112, 112), candidates=3
     )
     means = [*batch.queries.mean((1, 2, 3)), *batch.photos.mean((1, 2, 3))]
-    np.testing.assert_allclose(means, [122.3, 106.5, 125.3, 128.6, 109.4, 174.5], atol=0.5)
-    wanted = [[26.3, 9.0, 87.9, 100.2], [31.6, 12.7, 67.7, 53.0], [3.3, 17.8, 52.6, 58.4]]
+    np.testing.assert_allclose(means, [127.1, 72.1, 120.1, 111.2, 93.1, 109.4], atol=0.5)
+    wanted = [[2.0, 0.0, 83.8, 112.0], [0.0, 0.0, 110.5, 112.0], [43.1, 15.8, 95.0, 79.0]]
     np.testing.assert_allclose(batch.boxes[:, 0], wanted, atol=0.1)
 
 
@@ -255,14 +281,9 @@ LOOKS = ("extreme", "several", "prints", "mishaps")
 
 @pytest.mark.parametrize("look", LOOKS)
 def test_every_look_changes_pictures_and_keeps_the_boxes_true(look, monkeypatch):
-    """Scenes whose colours tell where in which scene a pixel lies; prints have their own."""
-    n, side = 10, 240
-    y, x = np.mgrid[:side, :side]
-
-    def maps(*_, **__):
-        return [np.stack([y, x, np.full_like(x, 20 * i)], -1).astype(np.uint8) for i in range(n)]
-
-    monkeypatch.setattr(searches, "related_scenes", maps)
+    """Prints have colours of their own."""
+    n = 10
+    monkeypatch.setattr(searches, "related_scenes", coloured_scenes)
     monkeypatch.setattr(searches, "photograph", lambda rng, image, **_: image.round())
     monkeypatch.setattr(searches, "hide_parts", lambda *_: None)
     monkeypatch.setattr(
@@ -287,7 +308,7 @@ def test_every_look_changes_pictures_and_keeps_the_boxes_true(look, monkeypatch)
             query = batch.queries[i].astype(int)
             low, high = query[3:-3, 3:-3, :2].min((0, 1)), query[..., :2].max((0, 1))
             thing = ((photo[..., :2] >= low) & (photo[..., :2] <= high)).all(-1)
-            thing &= photo[..., 2] == 20 * i
+            thing &= photo[..., 2] == scene_shown(query)
         seen = scenes.mask_box(np.where(thing, 255, 0).astype(np.uint8))
         hits.append(0.0 if seen is None else box_iou(np.asarray(seen), batch.boxes[i, 0]))
     assert np.mean(np.asarray(hits) > 0.7) >= 0.9, hits

@@ -87,7 +87,7 @@ def _put_beside(
 ) -> None:
     """Put one to three parts of other scenes into a photo, in place, off the thing."""
     height, width = image.shape[:2]
-    for _ in range(int(rng.integers(1, 4)) if others else 0):
+    for _ in range(int(rng.integers(1, 4))):
         other = others[int(rng.integers(len(others)))]
         share, aspect = float(rng.uniform(0.15, 0.4)), float(np.exp(rng.normal(0, 0.3)))
         corners = _quad(rng, (height, width), aspect, share, 0.08)
@@ -133,7 +133,9 @@ def search_batch(
 
     In half of the photos the thing is a part of its scene, as a facade is of its street, and the
     scene is seen around it; in the others it was cut out and lies before another scene. Scenes have
-    relatives with the same colours and textures, as in `training_batch`.
+    relatives with the same colours and textures, as in `training_batch`. What stands behind, beside
+    and before a thing comes from scenes of which no query shows a part: a photo shows one query's
+    thing and no other's, so that every other pair of the batch is a true negative.
 
     Args:
         rng: source of randomness.
@@ -143,7 +145,7 @@ def search_batch(
         candidates: boxes per photo, at least 2.
         strength: of the camera's changes to the photos, see `photograph`; queries get half of it.
         gray: how often colours are lost.
-        relatives: how many scenes in a row share a palette and textures.
+        relatives: how many queries in a row share a palette and textures, and a background with them.
         textures: bank of textures; that of seed 0 when None.
         extreme: how often the thing is tiny or fills more than the photo, and is seen aslant.
         several: how often parts of other scenes stand beside the thing.
@@ -152,7 +154,10 @@ def search_batch(
     """
     textures = texture_bank() if textures is None else textures
     side = max(photo_size) * 3 // 2
-    scenes = related_scenes(rng, n, side, relatives, textures, leaves=(30, 200))
+    groups = -(-n // relatives)
+    rendered = related_scenes(rng, n + groups, side, relatives + 1, textures, leaves=(30, 200))
+    scenes = [rendered[i + i // relatives] for i in range(n)]
+    backgrounds = [*rendered[relatives :: relatives + 1], rendered[-1]][:groups]
     aspect = query_size[0] / query_size[1]
     queries = np.empty((n, *query_size, 3), np.uint8)
     photos = np.empty((n, *photo_size, 3), np.uint8)
@@ -189,15 +194,15 @@ def search_batch(
             thing, matrix = scene, homography(quad, outline)
         image, alpha = sample(thing, matrix, photo_size)
         if alpha.min() < 1:
-            other = scenes[(i + int(rng.integers(1, relatives + 1))) % n]
+            other = backgrounds[(i // relatives + int(rng.integers(2))) % groups]
             y = int(rng.integers(0, side - photo_size[0] + 1))
             x = int(rng.integers(0, side - photo_size[1] + 1))
             behind = other[y : y + photo_size[0], x : x + photo_size[1]]
             image = behind + alpha[..., None] * (image - behind)
         if several and rng.random() < several:
-            _put_beside(rng, image, quad, [scenes[(i + step) % n] for step in range(1, n)])
+            _put_beside(rng, image, quad, backgrounds)
         if rng.random() < 0.4:
-            hide_parts(rng, image, scenes[(i + 1) % n])
+            hide_parts(rng, image, backgrounds[i // relatives])
         if mishaps:
             image = spoil(rng, image, mishaps)
         photos[i] = photograph(rng, image, strength=strength, gray=gray)
