@@ -270,6 +270,7 @@ def describe_batch(
     *,
     pool: Pool = "rmac",
     keep_regions: bool = False,
+    activation_scale: Float[Array | np.ndarray, ""] | None = None,
 ) -> Described:
     """Run the whole chain on a padded batch: network, regions, whitening, sum, and quantisation.
 
@@ -280,11 +281,14 @@ def describe_batch(
         regions: each map's regions in cells, see `region_grid`; padding rows are empty.
         pool: how a vector is made of a map.
         keep_regions: whether the regions' own vectors are wanted too.
+        activation_scale: in place of the network's, which is part of a compiled program while this
+            is not; None: the network's.
     """
     maps, cells, vectors, descriptors = embed_batch(
         params, images, sizes, regions, pool=pool, gem_p=params.network.gem_p
     )
-    levels = quantize(maps, params.network.activation_scale)
+    scale = params.network.activation_scale if activation_scale is None else activation_scale
+    levels = quantize(maps, scale)
     queries = l2_normalize(jnp.max(levels, axis=(1, 2)).astype(jnp.float32))
     return Described(descriptors, queries, levels, cells, vectors if keep_regions else None)
 

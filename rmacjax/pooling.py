@@ -246,8 +246,8 @@ def region_gems(
     exponent = jnp.asarray(p).astype(x.dtype)
     lit = x >= jnp.finfo(x.dtype).tiny
     logs = jnp.log(jnp.where(lit, x, 1.0))
-    rows = jnp.arange(x.shape[0])[:, None, None]
-    columns = jnp.arange(x.shape[1])[None, :, None]
+    rows = jnp.arange(x.shape[0], dtype=jnp.int32)[:, None, None]
+    columns = jnp.arange(x.shape[1], dtype=jnp.int32)[None, :, None]
 
     @jax.checkpoint
     def pool(box: Array) -> Array:

@@ -15,6 +15,7 @@ from rmacjax import extraction
 from rmacjax.backbones import TORCHVISION_CONVENTION, Network, initialize
 from rmacjax.descriptors import Params, Settings
 from rmacjax.extraction import Extracted, Failed, activations, batch_size, describe, describing
+from rmacjax.integral import quantize
 from rmacjax.preprocessing import SIDES as LADDER
 from rmacjax.preprocessing import bucket_side, encode_png
 from rmacjax.regions import rmac_regions
@@ -88,6 +89,16 @@ def test_five_hundred_sizes_compile_a_bounded_number_of_programs(params):
     buckets = {(bucket_side(h), bucket_side(w)) for h, w in sizes}
     assert len(buckets) == 9
     assert describing._describe_batch._cache_size() <= 2 * len(buckets)
+
+
+def test_networks_that_differ_in_loudness_alone_share_a_program(params):
+    describing._describe_batch.clear_cache()
+    for scale in (1.0, 2.5, 40.0):
+        network = replace(params.network, activation_scale=scale)
+        (found,) = extraction.extract(params._replace(network=network), images([(64, 80)]))
+        (map_,) = activations(params, images([(64, 80)]))
+        np.testing.assert_array_equal(found.levels, quantize(map_, scale))
+    assert describing._describe_batch._cache_size() == 1
 
 
 def test_the_ladder_holds_every_side_and_wastes_little():

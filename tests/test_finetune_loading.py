@@ -14,7 +14,14 @@ from dataset_layouts import photo
 from rmacjax.backbones import TORCHVISION_CONVENTION, Network, map_size
 from rmacjax.descriptors import region_grid
 from rmacjax.finetune.loading import Loader
-from rmacjax.finetune.sources import FolderOfFolders, GeneratedScenes, Planned, Stage, plan_epoch
+from rmacjax.finetune.sources import (
+    FolderOfFolders,
+    GeneratedScenes,
+    PhotoViews,
+    Planned,
+    Stage,
+    plan_epoch,
+)
 from rmacjax.preprocessing import load_image
 from rmacjax.regions import px_to_cells
 
@@ -60,6 +67,22 @@ def same(one, other):
 def inline(source):
     with Loader(source, NETWORK) as loader:
         return list(loader.planned(plan_of(source)))
+
+
+def test_views_of_a_plan_are_those_of_its_photos_and_steps(folder):
+    """In another process, too."""
+    source = PhotoViews(folder, n=2, size=64)
+    hard = np.asarray([[(i + 3) % 8] for i in range(8)])
+    plan = source.plan(np.random.default_rng(0), hard)
+    with Loader(source, NETWORK, seed=4) as here, Loader(source, NETWORK, seed=4, workers=1) as far:
+        made = list(here.planned(plan, first=5))
+        for one, other in zip(made, far.planned(plan, first=5), strict=True):
+            same(one, other)
+    for step, (planned, loaded) in enumerate(zip(plan, made, strict=True), 5):
+        wanted = source.draw(4, step, planned.indices)
+        for block, images in zip(loaded.batch.blocks, wanted[:2], strict=True):
+            np.testing.assert_array_equal(block.images, images)
+        assert loaded.batch.labels.tolist() == 2 * list(planned.indices)
 
 
 def test_a_batch_holds_the_photos_of_its_plan_padded_to_the_ladder(source, inline):

@@ -20,7 +20,7 @@ from rmacjax.descriptors import Params, Settings
 from rmacjax.extraction import describe
 from rmacjax.finetune.loop import fit, foresee
 from rmacjax.finetune.optimizer import Rates, optimizer
-from rmacjax.finetune.runs import Diverged, Run, identity
+from rmacjax.finetune.runs import Diverged, Run, Stopped, identity
 from rmacjax.finetune.sources import (
     FolderOfFolders,
     GeneratedScenes,
@@ -28,6 +28,7 @@ from rmacjax.finetune.sources import (
     hold_out,
     parse_stages,
 )
+from rmacjax.finetune.sources.plans import plan_epoch
 from rmacjax.finetune.state import Forward, initial_state
 from rmacjax.finetune.step import Objective, Plan, embed
 from rmacjax.finetune.validation import Validation, label_validator
@@ -44,7 +45,7 @@ def params():
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Six objects, three photos each; one photo is none."""
+    """Six objects, six photos each; one photo is none."""
     folder = tmp_path_factory.mktemp("objects")
     rng = np.random.default_rng(0)
     bank = scenes.texture_bank(0, 8)
@@ -118,11 +119,13 @@ def test_a_photo_that_is_none_is_told_and_negatives_are_mined(params, folder, tm
         assert [row["step"] for row in csv.DictReader(file)] == ["0", "3", "6"]
 
 
-@pytest.mark.parametrize("kind", ["folder", "scenes"])
+@pytest.mark.parametrize("kind", ["folder", "scenes", "views"])
 def test_stopped_and_continued_is_the_same(params, folder, tmp_path, monkeypatch, kind):
     """Interrupted between two checkpoints and gone on with: the same weights to the bit."""
     if kind == "folder":
         source = FolderOfFolders(folder, long_side=64)
+    elif kind == "views":
+        source = PhotoViews(folder, n=6, size=64)
     else:
         source = GeneratedScenes(parse_stages("views:64:4:3,searches:64:4:9"))
     run = Run(seed=3, settings=SETTINGS, objects=2, negatives=1, workers=0, save_every=2)
@@ -130,13 +133,17 @@ def test_stopped_and_continued_is_the_same(params, folder, tmp_path, monkeypatch
     whole = fit(params, source, tmp_path / "whole", plan=plan, run=run)
 
     with monkeypatch.context() as patch:
-        interrupt(patch, source, 4 if kind == "scenes" else 70)
-        with pytest.raises(KeyboardInterrupt):
+        # Mining reads 36 photos, three steps 18; then comes the second epoch's mining. So the last
+        # step that is taken is the fourth: the run goes on in the middle of that epoch. Views have
+        # six steps an epoch.
+        interrupt(patch, source, 97 if kind == "folder" else 4)
+        with pytest.raises(Stopped) as stopped:
             fit(params, source, tmp_path / "parts", plan=plan, run=run)
+    assert stopped.value.done.step == 4
     steps = [int(place.name) for place in (tmp_path / "parts" / "checkpoints").glob("[0-9]*")]
-    assert 0 < max(steps) < 7
+    assert max(steps) == 4
     done = fit(params, source, tmp_path / "parts", plan=plan, run=run)
-    assert done.step == whole.step == 7
+    assert done.step == whole.step == 7 and done.last.network.gem_p == 10.0
     for name, array in weights_of(whole).items():
         np.testing.assert_array_equal(array, weights_of(done)[name])
     assert curve_of(tmp_path / "parts") == curve_of(tmp_path / "whole")
@@ -156,6 +163,46 @@ def test_a_loss_that_is_no_number_says_where_and_what_to_try(params, tmp_path):
             plan=plan_of(3),
             run=Run(settings=SETTINGS, workers=0),
         )
+
+
+def test_a_loss_that_is_no_number_names_the_photos(params, folder, tmp_path):
+    source = FolderOfFolders(folder, long_side=64)
+    plan = plan_of(3)
+    plan = replace(plan, rates=replace(plan.rates, rate=1e30, warmup=0))
+    run = Run(settings=SETTINGS, objects=3, images=4, workers=0)
+    named = r"images are \S+object\d/\d\.png, .* and 4 more\. Try a lower rate"
+    with pytest.raises(Diverged, match=named):
+        fit(params, source, tmp_path, plan=plan, run=run)
+
+
+def test_an_epoch_whose_last_step_is_passed_over_says_so(params, tmp_path, capsys):
+    """What is said of it belongs to no step."""
+    from rich.console import Console
+
+    rng = np.random.default_rng(0)
+    files = []
+    for number in range(4):
+        (tmp_path / f"object{number}").mkdir()
+        for name in "ab":
+            files.append(tmp_path / f"object{number}" / f"{name}.png")
+            Image.fromarray(rng.integers(0, 256, (64, 64, 3), np.uint8)).save(files[-1])
+    source = FolderOfFolders(tmp_path, long_side=64)
+    for seed in range(99):
+        first, second = (
+            plan_epoch(source, np.random.default_rng([seed, n]), objects=2) for n in (0, 1)
+        )
+        if set(second[0].labels).isdisjoint(first[-1].labels):
+            break
+    else:
+        pytest.fail("no seed has such epochs")
+    for index in first[-1].indices:
+        files[index].write_bytes(b"no photo")
+    run = Run(seed=seed, settings=SETTINGS, objects=2, workers=0)
+    out = Console(width=300)
+    fit(params, source, tmp_path / "run", plan=plan_of(2), run=run, console=out)
+    said = capsys.readouterr().out.split("step 2 of 2")[0]
+    assert said.count("is not an image") == 4
+    assert "Skipped: a batch was passed over: no two of its images match" in said
 
 
 def test_what_is_foreseen_is_what_training_sees(params, folder):
@@ -204,11 +251,12 @@ def test_what_was_learned_before_the_loss_broke_is_kept(capsys, tmp_path):
 
 
 def test_killed_and_continued_is_the_same(folder, tmp_path):
-    """`kill -9` at some step, with worker processes: the same loss curve and the same network."""
+    """`kill -9` in an epoch's middle, with workers: the same loss curve and the same network."""
     words = [
         *("--data", str(folder), "--weights", "untrained:alexnet", "--loss", "info-nce"),
         *("--pool", "mac", "--long-side", "64", "--objects", "2", "--images", "6", "--steps", "12"),
-        *("--warmup", "2", "--save-every", "3", "--workers", "1", "--rate", "1e-4"),
+        *("--warmup", "2", "--save-every", "2", "--workers", "1", "--rate", "1e-4"),
+        *("--negatives", "1"),
     ]
 
     def start(out):
@@ -230,7 +278,9 @@ def test_killed_and_continued_is_the_same(folder, tmp_path):
     killed.communicate()
     again = start(tmp_path / "parts")
     _, err = again.communicate()
-    assert again.returncode == 0 and "Going on after step" in err, err
+    assert again.returncode == 0, err
+    # Where the eighth or tenth was written by then, in the middle of an epoch.
+    assert 0 < int(err.split("Going on after step ")[1].split(".")[0]) < 12
     assert curve_of(tmp_path / "parts") == curve_of(tmp_path / "whole")
     with (
         safe_open(tmp_path / "whole" / "last.safetensors", "numpy") as one,
@@ -241,7 +291,7 @@ def test_killed_and_continued_is_the_same(folder, tmp_path):
             np.testing.assert_array_equal(one.get_tensor(name), other.get_tensor(name))
 
 
-@pytest.mark.parametrize("pool", ["mac", "gem", "rmac"])
+@pytest.mark.parametrize("pool", ["mac", "gem", "rmac", "rgem"])
 def test_photos_of_any_shape_are_trained_on_whole(params, tmp_path, pool):
     """What the loss sees of portrait and landscape photos is what `describe` gives of them."""
     rng = np.random.default_rng(0)
@@ -320,12 +370,14 @@ def test_devices_that_cannot_share_a_step_are_said_before_anything_is_done(
     def never(_):
         raise AssertionError("measured before it was known that no step can be taken")
 
-    run = Run(settings=SETTINGS, workers=0, objects=3, negatives=1, validate_every=2)
-    for source, n in (
-        (FolderOfFolders(folder, long_side=64), 9),
-        (GeneratedScenes(parse_stages("views:64:4:2,searches:64:3:2")), 3),
-        (PhotoViews(folder, n=3, size=64), 3),
+    views = PhotoViews(folder, n=3, size=64)
+    for source, negatives, n in (
+        (FolderOfFolders(folder, long_side=64), 1, 9),
+        (GeneratedScenes(parse_stages("views:64:4:2,searches:64:3:2")), 0, 3),
+        (views, 0, 3),
+        (views, 2, 9),
     ):
+        run = Run(settings=SETTINGS, workers=0, objects=3, negatives=negatives, validate_every=2)
         with pytest.raises(ValueError, match=f"{n} images cannot be shared evenly by 2 devices"):
             fit(params, source, tmp_path, plan=plan_of(3), run=run, validate=never)
     assert not list(tmp_path.iterdir())

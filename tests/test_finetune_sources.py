@@ -395,6 +395,25 @@ def test_every_photo_is_seen_once_before_any_is_seen_again(tmp_path):
         assert sorted(labels) == [0, 1, 2, 3, 4, 5]
 
 
+def test_views_of_photos_that_are_hard_to_tell_apart_share_a_step(tmp_path):
+    for i in range(9):
+        photo(tmp_path / f"{i}.jpg", i)
+    source = PhotoViews(tmp_path, n=2, size=16)
+    hard = np.asarray([[(i + 1) % 9, -1 if i % 3 == 0 else (i + 4) % 9] for i in range(9)])
+    plan = source.plan(np.random.default_rng(3), hard)
+    first = [index for planned in plan for index in planned.indices[:2]]
+    assert len(plan) == 4 and len(set(first)) == 8
+    for planned in plan:
+        assert len(set(planned.indices)) == 6 and planned.labels == planned.indices
+        mined = set(hard[list(planned.indices[:2])].ravel().tolist()) - {-1}
+        assert mined <= set(planned.indices)
+    drawing = source.draw(7, 5, plan[0].indices)
+    assert drawing.labels.tolist() == list(plan[0].indices)
+    assert drawing.files == tuple(source.files[i] for i in plan[0].indices)
+    with pytest.raises(ValueError, match="has 9 photos, and a step takes 10"):
+        source.plan(np.random.default_rng(3), np.full((9, 4), -1))
+
+
 def test_generated_scenes_go_through_their_stages():
     source = GeneratedScenes((Stage(2, "views", 48, 2), Stage(1, "searches", 96, 2)))
     assert source.draw(0, 1).first.shape == (2, 48, 48, 3)

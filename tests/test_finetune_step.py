@@ -186,10 +186,11 @@ def test_an_exponent_that_is_learned_stays_one_or_more(weights, searches):
             assert float(state.trained.log_exponent) >= 0
 
 
+@pytest.mark.parametrize("pool", ["rmac", "rgem"])
 @pytest.mark.parametrize("kind", ["layer", "running"])
-def test_the_loss_sees_what_describe_gives(weights, searches, kind):
+def test_the_loss_sees_what_describe_gives(weights, searches, kind, pool):
     """The loss is that of descriptors made by the forward pass that serves."""
-    plan = Plan(Forward(NETWORK, "rmac", whitening=kind), Objective("contrastive"), RATES)
+    plan = Plan(Forward(NETWORK, pool, whitening=kind), Objective("contrastive"), RATES)
     state = state_of(weights, plan)
     if kind == "running":
         rows = np.random.default_rng(2).random((500, 256)).astype(np.float32)
@@ -198,7 +199,7 @@ def test_the_loss_sees_what_describe_gives(weights, searches, kind):
         )
     params = to_params(state, plan.forward)
     served = [
-        describe_batch(params, *jax.tree.map(jnp.asarray, tuple(block)), pool="rmac").descriptors
+        describe_batch(params, *jax.tree.map(jnp.asarray, tuple(block)), pool=pool).descriptors
         for block in searches.blocks
     ]
     masks = losses.pair_masks(searches.labels, searches.clusters)
@@ -285,7 +286,7 @@ def test_centred_steps_leave_mean_answers_where_they_were(weights, searches):
 
 
 def test_a_step_is_the_same_in_chunks_and_on_devices(weights, searches):
-    rates = replace(RATES, rate=1e-5, warmup=0, centred=True)  # the command's rate
+    rates = replace(RATES, rate=1e-3, warmup=0, centred=True)
     plan = Plan(Forward(NETWORK, "rgem", whitening="none"), Objective("info-nce"), rates)
     expected, _ = train_step(state_of(weights, plan), searches, plan=plan)
     # Adam's first step is the gradient over its own size, so of what is next to nothing its sign
@@ -301,6 +302,16 @@ def test_a_step_is_the_same_in_chunks_and_on_devices(weights, searches):
     for name, array in expected.trained.weights.items():
         off = np.abs(np.asarray(array) - np.asarray(moved.trained.weights[name]))
         assert np.mean(sure[name]) > 0.2 and np.max(off[sure[name]]) < 1e-5
+
+
+def test_steps_of_one_size_are_compiled_once(weights, searches):
+    plan = Plan(Forward(NETWORK, "mac", whitening="none"), Objective("info-nce"), RATES)
+    train_step.clear_cache()
+    for devices in (1, 2):
+        state, batch = everywhere(state_of(weights, plan), devices), spread(searches, devices)
+        for _ in range(3):
+            state, _ = train_step(state, batch, plan=plan)
+        assert train_step._cache_size() == devices
 
 
 def test_adam_and_the_average_remember_as_written(rng):

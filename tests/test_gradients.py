@@ -11,7 +11,7 @@ from jax.test_util import check_grads
 
 from rmacjax.losses import info_nce, pair_masks
 from rmacjax.normalization import l2_normalize
-from rmacjax.pooling import gem, mac, region_generalized_means, rgem, rmac, spoc
+from rmacjax.pooling import gem, mac, region_gems, region_generalized_means, rgem, rmac, spoc
 from rmacjax.regions import rmac_regions
 from rmacjax.weighting import crow, spoc_centre
 from rmacjax.whitening import Whitening, whiten
@@ -27,7 +27,13 @@ POOLS = {
     "regions": lambda a: jnp.sum(
         l2_normalize(region_generalized_means(a, rmac_regions(3, 4, 2))), axis=0
     ),
+    "rgem in training": lambda a: regions_gem(a, 10.0),
 }
+
+
+def regions_gem(a, p):
+    """R-MAC's regions by GeM, as training pools them."""
+    return jnp.sum(l2_normalize(region_gems(a, rmac_regions(3, 4, 2), p)), axis=0)
 
 
 def right(function, *arrays):
@@ -51,16 +57,19 @@ def test_of_a_loss_through_each_pooling_and_normalization(name, rng):
         assert np.isfinite(slope(unlucky)).all()
 
 
-def test_of_the_exponent_of_gem(rng):
+@pytest.mark.parametrize("pool", [gem, regions_gem], ids=["gem", "rgem"])
+def test_of_the_exponent_of_gem(pool, rng):
     masks = pair_masks(np.array([0, 0, 1, 1]), np.array([0, 0, 1, 1]))
     maps = rng.uniform(0.2, 2, (4, 3, 4, 3))
 
     def loss(maps, p):
-        pooled = jax.vmap(gem, in_axes=(0, None))(maps, p)
+        pooled = jax.vmap(pool, in_axes=(0, None))(maps, p)
         return info_nce(l2_normalize(pooled), *masks, temperature=0.2)
 
     with jax.enable_x64(True):
         right(loss, jnp.asarray(maps), jnp.asarray(2.7))
+    for unlucky in (np.zeros_like(maps), np.ones_like(maps)):
+        assert np.isfinite(jax.jit(jax.grad(loss, 1))(unlucky.astype(np.float32), 2.7))
 
 
 @pytest.mark.parametrize("pool", [rmac, rgem], ids=["rmac", "rgem"])

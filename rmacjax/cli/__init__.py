@@ -18,6 +18,7 @@ from itertools import pairwise
 from shutil import get_terminal_size
 
 from rmacjax import __version__
+from rmacjax.cli.generated import forget
 
 SUMMARIES = {
     "demo": "See it work: find outlined objects in generated photos, or in your own.",
@@ -59,7 +60,7 @@ KEPT = {
     "index": "What was described so far is kept. Run the same command again to go on from there.",
     "add": "What was described so far is kept. Run the same command again to go on from there.",
     "evaluate": "What was described so far is kept (not with --no-cache). Run it again to go on.",
-    "finetune": "What was learned so far is kept. Run the same command again to go on from there.",
+    "finetune": "What checkpoints hold is kept. Run the same command again to go on from there.",
     "demo": "Photos described so far are kept. Run the same command again to go on from there.",
     "remove": "Photos are removed all at once: either all of them are gone, or none.",
     "weights fetch": "A file is only kept when it is complete. Run the same command again.",
@@ -97,6 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if code == INTERRUPTED and argv is None:
         # Native threads may still be at work on what was interrupted; taking the interpreter down
         # under them can crash. All that is to be kept is on the disk already.
+        forget()
         _flush()
         os._exit(code)
     return code

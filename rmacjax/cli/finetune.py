@@ -10,6 +10,7 @@ from rmacjax.cli.describing import PoolName
 from rmacjax.cli.terminal import Flag, JsonFile, check_writable, prepare, say, tell, write_json
 from rmacjax.cli.training import (
     Made,
+    duration_of,
     refuse_idle_options,
     source_of,
     start_of,
@@ -19,6 +20,7 @@ from rmacjax.cli.training import (
 )
 
 WITH_TEMPERATURE = ("info-nce", "smooth-ap")
+MOST_SEED = 2**32 - 1
 NEEDED = {"grain": "grain", "orbax.checkpoint": "orbax-checkpoint", "tensorboardX": "tensorboardX"}
 
 LossChoice = Annotated[
@@ -53,7 +55,7 @@ def finetune(
     ] = None,
     levels: Count = 3,
     long_side: Annotated[int, arg(metavar="PIXELS")] = 362,
-    steps: Count = 2000,
+    steps: Annotated[int | None, arg(metavar="N", help_behavior_hint="")] = None,
     rate: Annotated[float, arg(metavar="X")] = 1e-5,
     warmup: Annotated[int | None, arg(metavar="N", help_behavior_hint="")] = None,
     decay: Annotated[float, arg(metavar="X")] = 1e-4,
@@ -82,8 +84,8 @@ def finetune(
 
     The whole network learns, through the pooling and the whitening that describe photos in the end:
     photos of the same object shall have similar descriptors. OUT is the folder of the run: best and
-    last network, records (CSV and TensorBoard), checkpoints. Run the same command again and it goes
-    on where it stopped.
+    last network, records (CSV and TensorBoard), checkpoints. Ctrl-C writes the networks of the last
+    checkpoint; run the same command again and it goes on where it stopped.
 
     What to learn from: a folder with a folder of photos for each object; a folder of photos, of
     which views are made; tfds:NAME[:SPLIT], a prepared data set of tensorflow-datasets with labels;
@@ -120,7 +122,8 @@ def finetune(
         levels: Scales of the grid of regions.
         long_side: Photos are shrunk to this long side; views are square, of this side.
         steps: Steps of the whole run, which the rate falls over: with another number it is another
-            run, in another folder.
+            run, in another folder. Those of all stages where images are generated, else 2000,
+            unless given.
         rate: The highest learning rate.
         warmup: Steps in which the rate rises: a tenth of all and at most 100 unless given.
         decay: Weight decay of kernels.
@@ -131,7 +134,8 @@ def finetune(
             falling silent: for networks that start from nothing.
         objects: Objects of a step, or photos that views are made of; 16 unless given.
         images: Photos of each object in a step; 2 unless given.
-        negatives: Hard negatives of each object, searched for before every epoch.
+        negatives: Hard negatives of each object, searched for before every epoch; where views are
+            made, of each photo: good only where no two photos show the same.
         chunk: Photos that go through the network at once; the loss still sees all of a step.
         recompute: Compute more and keep less, for large photos.
         bfloat16: Compute in bfloat16; weights stay float32.
@@ -139,8 +143,8 @@ def finetune(
             pixels, pairs per step, steps.
         workers: Processes that load photos; as many as there are cores, at most 8, unless given.
         seed: Decides all that is drawn by chance.
-        validate: Measure on this data set or folder with ground truth, or on a share of the objects
-            (such as 0.1) that is then not trained on.
+        validate: Measure on this data set or folder with ground truth, on "scenes" (generated), or
+            on a share of the objects (such as 0.1) that is then not trained on.
         validate_every: Steps between measurements, 500 unless given.
         patience: End after so many measurements without a better one; 0 never does.
         save_every: Steps between checkpoints.
@@ -161,8 +165,8 @@ def finetune(
         raise ValueError(f"--chunk is at least 1, not {chunk}")
     if validate_every is not None and validate_every < 1:
         raise ValueError(f"--validate-every is at least 1, not {validate_every}")
-    if warmup is not None and warmup >= steps:
-        raise ValueError(f"with --warmup {warmup} the rate would still rise after {steps} steps")
+    if not 0 <= seed <= MOST_SEED:
+        raise ValueError(f"--seed lies in 0 to {MOST_SEED}, but is {seed}")
     powers = pool in ("gem", "rgem")
     refuse_idle_options(
         [
@@ -184,11 +188,14 @@ def finetune(
     from rmacjax.descriptors import Settings
     from rmacjax.finetune.loop import fit
     from rmacjax.finetune.optimizer import Rates
-    from rmacjax.finetune.runs import Diverged, Run
+    from rmacjax.finetune.runs import Diverged, Run, Stopped
     from rmacjax.finetune.sources import is_labelled
     from rmacjax.finetune.state import Forward
     from rmacjax.finetune.step import Objective, Plan
 
+    objects = 16 if objects is None else objects
+    source = source_of(data, stages, objects, long_side)
+    steps, warmup = duration_of(source, steps, warmup, boxes)
     params = start_of(weights, seed, pool, exponent)
     kind = whitening or ("none" if params.whitening is None else "layer")
     network = replace(
@@ -202,7 +209,7 @@ def finetune(
         Rates(
             rate,
             steps,
-            min(100, steps // 10) if warmup is None else warmup,
+            warmup,
             decay=decay,
             clip=clip,
             average=average,
@@ -213,16 +220,14 @@ def finetune(
     served = Settings(
         long_side=long_side, pool=describe_as or pool, levels=levels, whiten=kind != "none"
     )
-    objects = 16 if objects is None else objects
     every = 500 if validate_every is None else validate_every
-    source = source_of(data, stages, objects, long_side)
     for sentence in getattr(source, "problems", ()):
         say(f"Skipped: {sentence}")
     in_pairs = not is_labelled(source) or source.pairs is not None
     refuse_idle_options(
         [
             ("--images", images, not in_pairs, "what is learned from comes in pairs"),
-            ("--negatives", negatives or None, is_labelled(source), "images are made, not found"),
+            ("--negatives", negatives or None, not scenes, "images are made, not found"),
         ]
     )
     source, validator = validator_of(source, validate, served, seed)
@@ -261,11 +266,11 @@ def finetune(
         if error.last is not None:
             say(f"Wrote {made.write('last', error.last, error.step)}: what was learned before")
         raise
-    written = [
-        made.write(name, learned, done.step)
-        for name, learned in (("best", done.best), ("last", done.last))
-        if learned is not None
-    ]
+    except Stopped as stopped:
+        for path in made.write_all(stopped.done):
+            say(f"Wrote {path}: what was learned so far")
+        raise
+    written = made.write_all(done)
     if done.early:
         say(f"Ended after {patience} measurements without a better one")
     if done.score is not None and done.start is not None and done.score <= done.start:

@@ -1,4 +1,4 @@
-"""Generated scenes as a data set for `rmacjax evaluate`: rendered when asked for, never kept."""
+"""Generated scenes to measure on (`evaluate`, `finetune`): rendered when asked for, never kept."""
 
 import atexit
 import os
@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rmacjax.datasets import GroundTruth
 
-__all__ = ["is_generated", "rendered_truth"]
+__all__ = ["forget", "is_generated", "rendered_truth"]
+
+_FOLDERS: list[str] = []
 
 _NAME = re.compile(r"scenes(:\d{1,9})?")
 
@@ -34,5 +36,12 @@ def rendered_truth(dataset: str) -> "GroundTruth":
 
     seed = int(dataset.partition(":")[2] or 0)
     folder = tempfile.mkdtemp(prefix="rmacjax-scenes-")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    _FOLDERS.append(folder)
+    atexit.register(forget)
     return write_scenes(search_set(seed), Path(folder), f"generated scenes, seed {seed}")
+
+
+def forget() -> None:
+    """Remove what was rendered: at the end of a program, also of one that was interrupted."""
+    while _FOLDERS:
+        shutil.rmtree(_FOLDERS.pop(), ignore_errors=True)

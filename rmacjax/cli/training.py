@@ -11,11 +11,12 @@ from rmacjax.cli.terminal import tell, write_json
 
 if TYPE_CHECKING:
     from rmacjax.descriptors import Params, Settings
-    from rmacjax.finetune.runs import Run
+    from rmacjax.finetune.runs import Finished, Run
     from rmacjax.finetune.sources import Drawn, Source
     from rmacjax.finetune.step import Plan
     from rmacjax.finetune.validation import Validator
 
+STEPS = 2000
 UNTRAINED = "untrained:"
 
 
@@ -62,10 +63,33 @@ def source_of(data: str, stages: str | None, objects: int, long_side: int) -> "S
     return open_source(data, long_side=long_side, n=objects, size=long_side)
 
 
+def duration_of(
+    source: "Source | Drawn", steps: int | None, warmup: int | None, boxes: str
+) -> tuple[int, int]:
+    """How many steps a run has, and in how many of them the rate rises."""
+    from rmacjax.finetune.sources import GeneratedScenes
+
+    if steps is not None and steps < 1:
+        raise ValueError(f"--steps is at least 1, not {steps}")
+    if isinstance(source, GeneratedScenes):
+        steps = sum(stage.steps for stage in source.stages) if steps is None else steps
+        if boxes == "known" and all(s.kind != "searches" for _, s in source.reached(steps)):
+            raise ValueError(
+                f"--boxes known changes nothing in a run of {steps} steps that has no searches: "
+                "give --stages with some, or more --steps"
+            )
+    steps = STEPS if steps is None else steps
+    warmup = min(100, steps // 10) if warmup is None else warmup
+    if warmup and warmup >= steps:
+        raise ValueError(f"with --warmup {warmup} the rate would still rise after {steps} steps")
+    return steps, warmup
+
+
 def validator_of(
     source: "Source | Drawn", validate: str | None, settings: "Settings", seed: int
 ) -> "tuple[Source | Drawn, Validator | None]":
     """What to train on, and what measures the network."""
+    from rmacjax.cli.generated import is_generated, rendered_truth
     from rmacjax.datasets import KNOWN, read_dataset, read_ground_truth
     from rmacjax.finetune.sources import hold_out, is_labelled
     from rmacjax.finetune.validation import label_validator, validator
@@ -75,8 +99,12 @@ def validator_of(
     try:
         share = float(validate)
     except ValueError:
-        named = validate in KNOWN and not os.path.exists(validate)
-        truth = read_dataset(validate) if named else read_ground_truth(validate)
+        if is_generated(validate):
+            truth = rendered_truth(validate)
+        elif validate in KNOWN and not os.path.exists(validate):
+            truth = read_dataset(validate)
+        else:
+            truth = read_ground_truth(validate)
         return source, validator(truth, settings=settings)
     if not is_labelled(source):
         raise ValueError(
@@ -143,6 +171,15 @@ class Made(NamedTuple):
     data: str
     settings: "Settings"
 
+    def write_all(self, done: "Finished") -> list[str]:
+        """Write the best network, where networks were measured, and the last; returns the files."""
+        networks = (("best", done.best, done.best_step), ("last", done.last, done.step))
+        return [
+            self.write(name, learned, step)
+            for name, learned, step in networks
+            if learned is not None and step is not None
+        ]
+
     def write(self, name: str, params: "Params", steps: int) -> str:
         """Write a network after so many steps; returns its file."""
         from rmacjax.weights import provenance, save
@@ -150,14 +187,17 @@ class Made(NamedTuple):
         known = {} if self.weights.startswith(UNTRAINED) else provenance(self.weights)
         before = known.get("origin", "random weights")
         source = os.path.basename(os.path.abspath(self.data)) if self.data else "generated scenes"
-        licence = "as its photos allow" if self.data else "Apache-2.0"
+        licence = known.get("licence", "Apache-2.0")
+        if self.data:
+            began = f"{licence} for what it began with, then " if known else ""
+            licence = f"{began}as its photos allow"
         path = os.path.join(self.out, f"{name}.safetensors")
         network = replace(params.network, name=os.path.basename(os.path.abspath(self.out)))
         save(
             path,
             params._replace(network=network),
             origin=f"{before}; trained for {steps} steps on {source}",
-            licence=known.get("licence", licence),
+            licence=licence,
             made_by="rmacjax finetune",
             source_sha256=known.get("source_sha256", ""),
             whitening_origin=f"trained with the network on {source}" if params.whitening else "",

@@ -194,9 +194,17 @@ def _run(
     keep_regions: bool,
 ) -> Described:
     """One batch through the compiled program, back on the host."""
-    regions = np.stack([_regions(params.network, h, w, settings) for h, w in sizes.tolist()])
+    network = params.network
+    regions = np.stack([_regions(network, h, w, settings) for h, w in sizes.tolist()])
+    # A network in training gets another scale each time, and shall not be compiled each time.
     described = _describe_batch(
-        params, batch, sizes, regions, pool=settings.pool, keep_regions=keep_regions
+        params._replace(network=replace(network, activation_scale=1.0)),
+        batch,
+        sizes,
+        regions,
+        pool=settings.pool,
+        keep_regions=keep_regions,
+        activation_scale=np.float32(network.activation_scale),
     )
     return jax.tree.map(np.asarray, described)
 

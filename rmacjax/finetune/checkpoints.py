@@ -74,7 +74,8 @@ class Checkpoints:
                 "keep_best must be at least 0 and keep_last at least 1, not "
                 f"{keep_best} and {keep_last}: what was saved last is what a training goes on from"
             )
-        logging.getLogger("absl").setLevel(logging.ERROR)
+        # What goes wrong is raised; Orbax also prints it, as a traceback.
+        logging.getLogger("absl").setLevel(logging.CRITICAL)
         self.folder = os.path.abspath(folder)
         self._made_with = None if made_with is None else json.loads(json.dumps(made_with))
         self._lock = _lock(self.folder)

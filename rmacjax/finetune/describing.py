@@ -12,7 +12,7 @@ from jaxtyping import Float, Int, UInt8
 from rmacjax.descriptors import Params, Settings
 from rmacjax.extraction import Failed, extract
 
-__all__ = ["Photos", "describe_images", "on_one_device"]
+__all__ = ["LabelledPhotos", "Photos", "describe_images", "on_one_device"]
 
 READ_AHEAD = 64
 """Photos that are read together."""
@@ -20,15 +20,7 @@ READ_AHEAD = 64
 
 @runtime_checkable
 class Photos(Protocol):
-    """Photos of which it is known which show the same thing.
-
-    Attributes:
-        labels: (m,), equal for photos of the same thing; negative where it is not known.
-    """
-
-    @property
-    def labels(self) -> Int[np.ndarray, " m"]:
-        """Equal for photos of the same thing; negative where it is not known."""
+    """Photos, read at random."""
 
     def __len__(self) -> int:
         """How many photos there are."""
@@ -38,6 +30,19 @@ class Photos(Protocol):
 
     def name_of(self, index: int) -> str:
         """Say which photo it is."""
+
+
+@runtime_checkable
+class LabelledPhotos(Photos, Protocol):
+    """Photos of which it is known which show the same thing.
+
+    Attributes:
+        labels: (m,), equal for photos of the same thing; negative where it is not known.
+    """
+
+    @property
+    def labels(self) -> Int[np.ndarray, " m"]:
+        """Equal for photos of the same thing; negative where it is not known."""
 
 
 def describe_images(

@@ -110,16 +110,18 @@ class Loader:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def planned(self, plan: Sequence[Planned]) -> "Batches":
-        """Load the images of a plan.
+    def planned(self, plan: Sequence[Planned], *, first: int = 0) -> "Batches":
+        """Load the images of a plan, or views of them.
 
         Args:
-            plan: from `rmacjax.finetune.sources.plan_epoch` for this loader's source.
+            plan: from `rmacjax.finetune.sources.plan_epoch` for this loader's source, or from its
+                own `plan` where it makes views.
+            first: number of the first step, which decides views.
 
         Returns:
-            A batch of one block for each of its steps.
+            A batch of one block for each of its steps; of two where views are made.
         """
-        return self._batches([Order(step, planned=each) for step, each in enumerate(plan)])
+        return self._batches([Order(n, self.seed, each) for n, each in enumerate(plan, first)])
 
     def drawn(self, steps: int, *, first: int = 0) -> "Batches":
         """Draw images for steps.

@@ -8,32 +8,36 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from itertools import chain, islice
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import jax
 import numpy as np
 from jaxtyping import Int
 from rich.console import Console
 
+from rmacjax.backbones import minimum_size
 from rmacjax.descriptors import Params, fingerprint
 from rmacjax.finetune.batches import Batch
 from rmacjax.finetune.checkpoints import Checkpoints
 from rmacjax.finetune.describing import describe_images
 from rmacjax.finetune.loading import Batches, Loaded, Loader
 from rmacjax.finetune.optimizer import optimizer, rate_at
+from rmacjax.finetune.planning import abstract
 from rmacjax.finetune.records import Records
 from rmacjax.finetune.runs import (
     Diverged,
     Finished,
     Place,
     Run,
+    Stopped,
     identity,
     images_of_a_step,
     plain,
 )
 from rmacjax.finetune.sources.generated import GeneratedScenes
-from rmacjax.finetune.sources.plans import plan_epoch
+from rmacjax.finetune.sources.plans import Planned, plan_epoch
 from rmacjax.finetune.sources.protocols import Drawn, Source, is_labelled
+from rmacjax.finetune.sources.views import PhotoViews
 from rmacjax.finetune.state import TrainState, initial_state, to_params
 from rmacjax.finetune.step import Plan, compiled_anew, everywhere, spread, train_step
 from rmacjax.finetune.validation import EarlyStop, Validation, Validator
@@ -75,6 +79,7 @@ def fit(
         What was learned.
 
     Raises:
+        Stopped: by Ctrl-C; it has what was learned until the last checkpoint.
         Diverged: the loss, its gradient or the weights are no numbers any more; what was learned
             until then is in the last checkpoint.
         ValueError: the source cannot make such batches, or the folder holds another run.
@@ -90,7 +95,7 @@ def fit(
         "plan": plain(asdict(plan)),
         "run": plain(asdict(replace(run, workers=0))),
     }
-    _check_shares(source, plan, run)
+    _check_steps(source, plan, run)
     path = os.path.join(os.fsdecode(folder), CHECKPOINTS)
     with (
         Checkpoints(path, made_with=made_with) as checkpoints,
@@ -111,19 +116,36 @@ def fit(
             if latest is not None:
                 records.say(f"Going on after step {latest}.")
             trainer = _Trainer(state, place, plan, run, checkpoints, loader, records, validate)
-            trainer.train()
-        best = checkpoints.best()
-        found = None
-        if best is not None:
-            found = trained_params(checkpoints.restore(trainer.state, step=best)[0], plan)
-        return Finished(
-            trained_params(trainer.state, plan),
-            found,
-            int(trainer.state.step),
-            None if best is None else checkpoints.score(best),
-            trainer.place.start,
-            trainer.place.stop.stop,
-        )
+            like, stopped = abstract(state), False
+            try:
+                trainer.train()
+            except KeyboardInterrupt:
+                if checkpoints.latest() is None:
+                    raise
+                records.say("Stopping: what was learned until the last checkpoint is written.")
+                stopped = True
+        done = _finished(checkpoints, like, plan)
+    if stopped:
+        raise Stopped(done)
+    return done
+
+
+def _finished(checkpoints: Checkpoints, like: TrainState, plan: Plan) -> Finished:
+    """What a run has come to by its last checkpoint."""
+    last, extras = checkpoints.restore(like)
+    place, best = Place.of(extras), checkpoints.best()
+    found = None
+    if best is not None:
+        found = trained_params(checkpoints.restore(like, step=best)[0], plan)
+    return Finished(
+        trained_params(last, plan),
+        found,
+        int(last.step),
+        best,
+        None if best is None else checkpoints.score(best),
+        place.start,
+        place.stop.stop,
+    )
 
 
 class Foreseen(NamedTuple):
@@ -151,29 +173,38 @@ def foresee(source: Source | Drawn, plan: Plan, run: Run) -> Foreseen:
         ValueError: the source cannot make such batches, or devices or chunks cannot share them.
         OSError: nothing can be read.
     """
-    _check_shares(source, plan, run)
+    _check_steps(source, plan, run)
     with _loader(source, plan, replace(run, workers=0)) as loader:
-        if not is_labelled(source):
+        if not _is_planned(source, run):
             steps, first, shapes = plan.rates.steps, 0, 1
             if isinstance(source, GeneratedScenes):
                 first, shapes = source.largest(steps), source.shapes(steps)
             return Foreseen(next(loader.drawn(first + 1, first=first)).batch, shapes, None)
-        unmined = None
-        if run.negatives:
-            unmined = np.full((len(source), run.negatives), -1, np.int64)
-        rng = np.random.default_rng([run.seed, 0])
-        epoch = plan_epoch(source, rng, objects=run.objects, images=run.images, negatives=unmined)
+        epoch = _epoch(source, run, 0, _unmined(source, run))
         looked_at = islice(loader.planned(epoch), min(LOOKED_AT, plan.rates.steps))
         largest, sizes = next(looked_at).batch, set()
         for batch in chain([largest], (loaded.batch for loaded in looked_at)):
-            (block,) = batch.blocks
-            sizes.add((block.images.shape, block.regions.shape))
+            sizes.add(tuple((part.images.shape, part.regions.shape) for part in batch.blocks))
             largest = max(largest, batch, key=lambda each: each.blocks[0].images.size)
         return Foreseen(largest, len(sizes), len(epoch))
 
 
-def _check_shares(source: Source | Drawn, plan: Plan, run: Run) -> None:
-    """Refuse steps that devices or chunks cannot share evenly, before anything is done."""
+def _check_steps(source: Source | Drawn, plan: Plan, run: Run) -> None:
+    """Refuse, before anything is done, steps that cannot be made or shared evenly."""
+    drawn: list[tuple[int, int]] = []
+    if _is_planned(source, run):
+        _epoch(source, run, 0, _unmined(source, run))
+    if isinstance(source, GeneratedScenes):
+        drawn = source.smallest(plan.rates.steps)
+    elif isinstance(source, PhotoViews):
+        drawn = [(source.size, source.size)]
+    least = minimum_size(plan.forward.network)
+    for height, width in drawn:
+        if min(height, width) < least:
+            raise ValueError(
+                f"images of {height} x {width} pixels would be drawn, and the network needs "
+                f"{least} along each side: draw larger ones"
+            )
     devices = len(jax.devices())
     for images in sorted(images_of_a_step(source, run, plan.rates.steps)):
         if images % devices:
@@ -186,6 +217,29 @@ def _check_shares(source: Source | Drawn, plan: Plan, run: Run) -> None:
                 f"a step's {images} images do not make whole chunks of {plan.chunk}: choose a "
                 "number that divides them"
             )
+
+
+def _is_planned(source: Source | Drawn, run: Run) -> TypeGuard[Source | PhotoViews]:
+    """Whether a run has epochs, in which it says which photos meet in a step."""
+    return is_labelled(source) or (isinstance(source, PhotoViews) and run.negatives > 0)
+
+
+def _epoch(
+    source: Source | PhotoViews,
+    run: Run,
+    number: int,
+    negatives: Int[np.ndarray, "m k"] | None,
+) -> list[Planned]:
+    """The steps of an epoch."""
+    rng = np.random.default_rng([run.seed, number])
+    if isinstance(source, PhotoViews):
+        return source.plan(rng, negatives)
+    return plan_epoch(source, rng, objects=run.objects, images=run.images, negatives=negatives)
+
+
+def _unmined(source: Source | PhotoViews, run: Run) -> Int[np.ndarray, "m k"] | None:
+    """Hard negatives before any were looked for: others will stand in their places."""
+    return np.full((len(source), run.negatives), -1, np.int64) if run.negatives else None
 
 
 def _loader(source: Source | Drawn, plan: Plan, run: Run) -> Loader:
@@ -203,7 +257,9 @@ def _loader(source: Source | Drawn, plan: Plan, run: Run) -> Loader:
 def trained_params(state: TrainState, plan: Plan) -> Params:
     """What has been learned, its loudness measured, as `describe` and localization take it."""
     params = to_params(jax.device_put(state, jax.local_devices()[0]), plan.forward)
-    scale = measure_activation_scale(params.network, params.weights)
+    # Of the network as it was: an exponent that is learned would have it compiled anew each time.
+    network = replace(plan.forward.network, compute_dtype="float32")
+    scale = measure_activation_scale(network, params.weights)
     return params._replace(network=replace(params.network, activation_scale=scale))
 
 
@@ -236,6 +292,8 @@ class _Trainer:
                     if step >= total or self.place.stop.stop:
                         break
                 else:
+                    for sentence in batches.reports:
+                        self._skip(sentence)
                     self.place = replace(self.place, epoch=self.place.epoch + 1, state=None)
         except (KeyboardInterrupt, Diverged):
             # Only where state and place belong together, and nothing is still to be measured.
@@ -249,24 +307,15 @@ class _Trainer:
     def _epoch(self, step: int) -> Batches:
         """The batches of this epoch, from where it is."""
         source = self.loader.source
-        if not is_labelled(source):
-            batches = self.loader.drawn(self.plan.rates.steps)
-            place = self.place.state
-        else:
+        if _is_planned(source, self.run):
             if self.place.state is None and self.run.negatives:
                 self.place = replace(self.place, negatives=self._mine(source))
-            rng = np.random.default_rng([self.run.seed, self.place.epoch])
-            epoch = plan_epoch(
-                source,
-                rng,
-                objects=self.run.objects,
-                images=self.run.images,
-                negatives=self.place.negatives,
-            )
-            batches = self.loader.planned(epoch)
-            place = self.place.state
-        if place is not None:
-            batches.restore(place)
+            epoch = _epoch(source, self.run, self.place.epoch, self.place.negatives)
+            batches = self.loader.planned(epoch, first=self.place.epoch * len(epoch))
+        else:
+            batches = self.loader.drawn(self.plan.rates.steps)
+        if self.place.state is not None:
+            batches.restore(self.place.state)
         return batches
 
     def _step(self, step: int, loaded: Loaded, batches: Batches) -> int:
@@ -287,9 +336,9 @@ class _Trainer:
         score = None
         if self.run.validate_every and (step % self.run.validate_every == 0 or last):
             score = self._measure(step)
-        self.settled = step
         if score is not None or last or step % self.run.save_every == 0:
             self._save(step, score)
+        self.settled = step
         return step
 
     def _measure(self, step: int) -> float | None:
@@ -309,7 +358,7 @@ class _Trainer:
             self.checkpoints.save(step, self.state, self.place.extras(), score=score)
             self.saved = step
 
-    def _mine(self, source: Source) -> Int[np.ndarray, "m k"]:
+    def _mine(self, source: Source | PhotoViews) -> Int[np.ndarray, "m k"]:
         """The hard negatives of every image, with the network as it is."""
         params = trained_params(self.state, self.plan)
         vectors, skipped = describe_images(
@@ -322,13 +371,13 @@ class _Trainer:
             )
         d = len(next(iter(vectors.values())))
         matrix = np.zeros((len(source), d), np.float32)
+        known = source.clusters if is_labelled(source) else np.full(len(source), -1)
         clusters = np.full(len(source), -1, np.int64)
         # What nobody labelled may show anything, and is everyone's negative.
-        alone = 1 + max(int(source.clusters.max()), 0)
+        alone = 1 + max(int(known.max()), 0)
         for index, vector in vectors.items():
             matrix[index] = vector
-            cluster = int(source.clusters[index])
-            clusters[index] = cluster if cluster >= 0 else alone + index
+            clusters[index] = known[index] if known[index] >= 0 else alone + index
         queries = np.arange(len(source))
         found = hard_negatives(matrix, clusters, queries, count=self.run.negatives)
         for index in sorted(skipped):

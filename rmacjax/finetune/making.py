@@ -16,6 +16,7 @@ from jaxtyping import Float32, Int32, UInt8
 
 from rmacjax.finetune.sources.plans import Planned
 from rmacjax.finetune.sources.protocols import Drawn, Source
+from rmacjax.finetune.sources.views import PhotoViews
 from rmacjax.preprocessing import bucket_side, padded
 
 __all__ = ["Made", "Order", "make", "make_here", "start"]
@@ -29,7 +30,7 @@ class Order(NamedTuple):
     Attributes:
         step: number of the step.
         seed: of what is drawn.
-        planned: what was planned; None where images are drawn.
+        planned: which photos are read, or views made of; None where the source draws what it likes.
     """
 
     step: int
@@ -100,9 +101,12 @@ def make(source: Source | Drawn, order: Order, least: int = 1) -> Made:
         The images, padded. What is too small or cannot be read is black, labelled -1,
         and has a sentence in `unreadable`.
     """
-    if order.planned is not None:
+    if isinstance(source, PhotoViews) and order.planned is not None:
+        drawing = source.draw(order.seed, order.step, order.planned.indices)
+    elif order.planned is not None:
         return _read(source, order.planned, least)  # type: ignore[arg-type]  # a plan is of a Source
-    drawing = source.draw(order.seed, order.step)  # type: ignore[union-attr]
+    else:
+        drawing = source.draw(order.seed, order.step)  # type: ignore[union-attr]
     labels = np.concatenate([drawing.labels, drawing.labels])
     blocks = tuple(_filled(images) for images in (drawing.first, drawing.second))
     return Made(

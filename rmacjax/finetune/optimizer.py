@@ -34,9 +34,10 @@ class Rates:
 
     Attributes:
         rate: the highest learning rate.
-        steps: of the whole run; the rate falls to `last` of the highest by then, as a cosine.
+        steps: of the whole run; the rate falls as a cosine, that of a step after the last would be
+            `last` of the highest.
         warmup: steps in which the rate rises to its highest.
-        last: the rate of the last step, as a part of the highest.
+        last: what the rate falls to, as a part of the highest.
         decay: weight decay of kernels; biases, the whitening and the exponent have none. Where
             steps are centred a bias makes up for what its kernel's decay does to the mean answer.
         clip: longest gradient, centred where steps are; a longer one is shortened.

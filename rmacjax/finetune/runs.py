@@ -15,7 +15,16 @@ from rmacjax.finetune.sources.protocols import Drawn, Source, is_labelled
 from rmacjax.finetune.sources.views import PhotoViews
 from rmacjax.finetune.validation import EarlyStop
 
-__all__ = ["Diverged", "Finished", "Place", "Run", "identity", "images_of_a_step", "plain"]
+__all__ = [
+    "Diverged",
+    "Finished",
+    "Place",
+    "Run",
+    "Stopped",
+    "identity",
+    "images_of_a_step",
+    "plain",
+]
 
 REGIONS = Settings(pool="rgem")
 
@@ -26,11 +35,11 @@ class Run:
 
     Attributes:
         seed: decides all that is drawn by chance.
-        settings: how photos are described when negatives are mined; training's own pool and levels.
+        settings: how photos are described when negatives are mined, and in the end.
         objects: of each step, where a source has photos with labels.
         images: of each object.
-        negatives: hard negatives of each object, mined before every epoch with the network as it is
-            then; 0 for none.
+        negatives: hard negatives of each object, or of each photo that views are made of, mined
+            before every epoch with the network as it is then; 0 for none.
         workers: processes that load images; 0 for none.
         validate_every: steps between validations; 0 for none.
         patience: validations in a row without a new best score after which the run ends; 0: never.
@@ -66,6 +75,7 @@ class Finished(NamedTuple):
         last: what has been learned in the end.
         best: that of the best validation; None without any.
         step: steps taken.
+        best_step: those that the best validation's network had; None without any.
         score: the best validation's; None without any.
         start: the score before the first step; None without validation.
         early: whether it ended because validations got no better.
@@ -74,9 +84,27 @@ class Finished(NamedTuple):
     last: Params
     best: Params | None
     step: int
+    best_step: int | None
     score: float | None
     start: float | None
     early: bool
+
+
+class Stopped(KeyboardInterrupt):
+    """Someone pressed Ctrl-C.
+
+    Attributes:
+        done: what the run came to until its last checkpoint.
+    """
+
+    def __init__(self, done: Finished) -> None:
+        """Keep what there is.
+
+        Args:
+            done: see above.
+        """
+        super().__init__()
+        self.done = done
 
 
 class Diverged(RuntimeError):
@@ -144,12 +172,16 @@ def identity(source: Source | Drawn) -> dict[str, object]:
         facts = {name: value for name, value in vars(source).items() if not name.startswith("_")}
         files = facts.pop("files", ())
         if isinstance(source, PhotoViews):
-            facts.pop("name")
+            del facts["name"], facts["problems"]
         return {"drawn": plain(facts), "files": len(files), "digest of names": _digest(files)}
     names = [source.name_of(index) for index in range(len(source))]
     pairs = () if source.pairs is None else (source.pairs,)
     known = _digest(names, source.labels, source.clusters, *pairs)
-    return {"photos": len(source), "digest of names, labels and pairs": known}
+    return {
+        "photos": len(source),
+        "digest of names, labels and pairs": known,
+        "long side": getattr(source, "long_side", None),
+    }
 
 
 def _digest(names: Sequence[str], *numbers: np.ndarray) -> str:
@@ -175,7 +207,7 @@ def images_of_a_step(source: Source | Drawn, run: Run, steps: int) -> set[int]:
     if isinstance(source, GeneratedScenes):
         return {stage.n for _, stage in source.reached(steps)}
     if not is_labelled(source):
-        return {source.n} if isinstance(source, PhotoViews) else set()
+        return {source.n * (1 + run.negatives)} if isinstance(source, PhotoViews) else set()
     images = run.images if source.pairs is None else 2
     return {run.objects * (images + run.negatives)}
 

@@ -123,11 +123,13 @@ def initial_state(
 def to_params(state: TrainState, forward: Forward) -> Params:
     """What has been trained, as `describe` takes it; the average of the weights where there is one.
 
-    The whitening is the trained layer, or that of the running moments.
+    The whitening is the trained layer, or that of the running moments, which are of vectors that
+    the weights themselves gave, not their average.
     """
     trained = state.trained if state.average is None else state.average
-    exponent = float(jnp.exp(trained.log_exponent))
-    network = replace(forward.network, gem_p=exponent, compute_dtype="float32")
+    network = replace(forward.network, compute_dtype="float32")
+    if forward.learn_exponent:
+        network = replace(network, gem_p=float(jnp.exp(trained.log_exponent)))
     whitening = trained.whitening
     if state.moments is not None:
         whitening = running_whitening(state.moments)

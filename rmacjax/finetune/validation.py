@@ -19,7 +19,7 @@ from rmacjax.datasets import GroundTruth
 from rmacjax.descriptors import Params, Settings
 from rmacjax.evaluation import first_place, mean_average_precision
 from rmacjax.extraction import DEFAULTS
-from rmacjax.finetune.describing import Photos, describe_images, on_one_device
+from rmacjax.finetune.describing import LabelledPhotos, describe_images, on_one_device
 from rmacjax.measurement import KS, Way, measure
 from rmacjax.search import all_scores, pad_rows
 
@@ -135,7 +135,7 @@ def validator(
 
 
 def label_validator(
-    source: Photos,
+    source: LabelledPhotos,
     *,
     settings: Settings = DEFAULTS,
     indices: Sequence[int] | Int[np.ndarray, " k"] | None = None,

@@ -135,7 +135,8 @@ def search_batch(
     scene is seen around it; in the others it was cut out and lies before another scene. Scenes have
     relatives with the same colours and textures, as in `training_batch`. What stands behind, beside
     and before a thing comes from scenes of which no query shows a part: a photo shows one query's
-    thing and no other's, so that every other pair of the batch is a true negative.
+    thing and no other's, so every query and any other's photo are true negatives. Two photos may
+    have the same background.
 
     Args:
         rng: source of randomness.
@@ -145,7 +146,7 @@ def search_batch(
         candidates: boxes per photo, at least 2.
         strength: of the camera's changes to the photos, see `photograph`; queries get half of it.
         gray: how often colours are lost.
-        relatives: how many queries in a row share a palette and textures, and a background with them.
+        relatives: how many queries in a row share a palette and textures, with one background.
         textures: bank of textures; that of seed 0 when None.
         extreme: how often the thing is tiny or fills more than the photo, and is seen aslant.
         several: how often parts of other scenes stand beside the thing.
@@ -157,7 +158,8 @@ def search_batch(
     groups = -(-n // relatives)
     rendered = related_scenes(rng, n + groups, side, relatives + 1, textures, leaves=(30, 200))
     scenes = [rendered[i + i // relatives] for i in range(n)]
-    backgrounds = [*rendered[relatives :: relatives + 1], rendered[-1]][:groups]
+    ends = [min((group + 1) * (relatives + 1), len(rendered)) for group in range(groups)]
+    backgrounds = [rendered[end - 1] for end in ends]
     aspect = query_size[0] / query_size[1]
     queries = np.empty((n, *query_size, 3), np.uint8)
     photos = np.empty((n, *photo_size, 3), np.uint8)

@@ -3,7 +3,8 @@
 `open_source` makes a source of what a user writes. A `Source` has photos with labels
 (`FolderOfFolders`, `RetrievalSfm`, and `prepared.Prepared` for data sets of tensorflow-datasets):
 `plan_epoch` chooses which of them meet in a step. A `Drawn` makes new images for every step
-(`PhotoViews`, `GeneratedScenes`). None of this needs JAX, so it runs in processes of its own.
+(`PhotoViews`, whose `plan` lets photos meet that are hard to tell apart, and `GeneratedScenes`).
+None of this needs JAX, so it runs in processes of its own.
 """
 
 from rmacjax.finetune.sources.folders import FolderOfFolders

@@ -35,12 +35,11 @@ class Stage(NamedTuple):
 
 
 STAGES = (
-    Stage(900, "views", 96, 96),
-    Stage(1200, "views", 128, 64),
-    Stage(900, "searches", 192, 32),
-    Stage(3000, "searches", 256, 24),
+    Stage(400, "views", 96, 96),
+    Stage(300, "views", 128, 64),
+    Stage(2800, "searches", 224, 28),
 )
-"""What the network that ships learned from: views first, then searches."""
+"""Some hours of two cores for a small network that starts from nothing, see weights/README.md."""
 
 
 class GeneratedScenes:
@@ -148,6 +147,20 @@ class GeneratedScenes:
             found |= {(stage.kind, stage.size, stage.n, step % len(QUERY_SHAPES)) for step in few}
         return len(found)
 
+    def smallest(self, steps: int) -> list[tuple[int, int]]:
+        """Height and width in pixels of the smallest images of each stage of a run.
+
+        Args:
+            steps: of the run.
+        """
+        found = []
+        for part, stage in self.reached(steps):
+            sizes = [(stage.size, stage.size)]
+            if stage.kind == "searches":
+                sizes = [_query_size(stage, step) for step in part[: len(QUERY_SHAPES)]]
+            found.append(min(sizes, key=min))
+        return found
+
     def draw(self, seed: int, step: int) -> Drawing:
         """Draw a step's pairs, which depend on seed and step alone.
 
@@ -175,12 +188,10 @@ class GeneratedScenes:
                 mishaps=self.mishaps,
             )
             return Drawing(first, second, labels)
-        shape = QUERY_SHAPES[step % len(QUERY_SHAPES)]
-        height, width = (int(part * stage.size * 2 / 3) for part in shape)
         found = search_batch(
             rng,
             stage.n,
-            (height, width),
+            _query_size(stage, step),
             (stage.size, stage.size),
             strength=self.strength,
             gray=self.gray,
@@ -192,6 +203,12 @@ class GeneratedScenes:
             mishaps=self.mishaps,
         )
         return Drawing(found.queries, found.photos, labels, found.boxes, found.overlaps)
+
+
+def _query_size(stage: Stage, step: int) -> tuple[int, int]:
+    """Height and width in pixels of the queries of a step of searches."""
+    height, width = QUERY_SHAPES[step % len(QUERY_SHAPES)]
+    return int(height * stage.size * 2 / 3), int(width * stage.size * 2 / 3)
 
 
 def parse_stages(text: str) -> tuple[Stage, ...]:

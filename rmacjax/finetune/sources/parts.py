@@ -16,6 +16,7 @@ class Part:
         labels: (m,) of these images.
         clusters: (m,) of these images.
         pairs: (p, 2) the pairs of which both are among these images, or None.
+        long_side: that of the whole, where it shrinks what it reads.
     """
 
     def __init__(self, source: Source, indices: Int[np.ndarray, " m"]) -> None:
@@ -27,6 +28,7 @@ class Part:
         """
         self._source, self._indices = source, indices
         self.name = source.name
+        self.long_side: int | None = getattr(source, "long_side", None)
         self.labels = source.labels[indices]
         self.clusters = source.clusters[indices]
         self.pairs: Int[np.ndarray, "p 2"] | None = None

@@ -1,10 +1,12 @@
 """Two views of each photo of a folder: what to learn from where nobody said what photos show."""
 
 import os
+from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Int, UInt8
 
+from rmacjax.finetune.sources.plans import Planned
 from rmacjax.finetune.sources.protocols import Drawing
 from rmacjax.preprocessing import find_images, load_image
 from rmacjax.scenes import homography, photograph, sample
@@ -24,6 +26,7 @@ class PhotoViews:
     Attributes:
         name: the folder.
         files: the photos.
+        problems: a sentence for each folder that could not be looked into.
         n: photos of a step.
         size: side of a view in pixels.
     """
@@ -58,7 +61,9 @@ class PhotoViews:
                 f"{n}, {size} and {tuple(reach)}"
             )
         self.name = os.fsdecode(folder)
-        self.files = find_images(self.name).files
+        found = find_images(self.name)
+        self.files = found.files
+        self.problems = [sentence for _, sentence in found.problems]
         if len(self.files) < 2:
             raise FileNotFoundError(
                 f"{self.name!r} has too few photos ({len(self.files)}): views are told from those "
@@ -70,25 +75,37 @@ class PhotoViews:
         self.gray = gray
         self.reach = reach
 
-    def draw(self, seed: int, step: int) -> Drawing:
-        """Make two views of each of the step's photos, which depend on seed and step alone.
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def read(self, index: int) -> UInt8[np.ndarray, "H W 3"]:
+        """Decode a photo, as large as views need it."""
+        return load_image(self.files[index], round(_DETAIL * self.size)).pixels
+
+    def name_of(self, index: int) -> str:
+        """The photo's path."""
+        return self.files[index]
+
+    def draw(self, seed: int, step: int, photos: Sequence[int] | None = None) -> Drawing:
+        """Make two views of each of the step's photos, which depend on what is given alone.
 
         Args:
             seed: the run's.
             step: number of the step.
+            photos: their numbers; None: those whose turn it is.
 
         Returns:
             Labels are the photos' numbers; those of photos that cannot be read are -1, their views
             black.
         """
-        chosen = self._chosen(seed, step)
-        views = np.zeros((2, self.n, self.size, self.size, 3), np.uint8)
+        chosen = self._chosen(seed, step) if photos is None else photos
+        views = np.zeros((2, len(chosen), self.size, self.size, 3), np.uint8)
         labels = np.asarray(chosen, np.int32)
         unreadable = []
         for row, index in enumerate(chosen):
             rng = np.random.default_rng([seed, 1, step, row])
             try:
-                photo = load_image(self.files[index], round(_DETAIL * self.size)).pixels
+                photo = self.read(index)
             except (OSError, ValueError) as error:
                 unreadable.append(str(error))
                 labels[row] = -1
@@ -96,6 +113,44 @@ class PhotoViews:
             views[:, row] = self._pair(rng, photo)
         files = tuple(self.files[index] for index in chosen)
         return Drawing(views[0], views[1], labels, files=files, unreadable=tuple(unreadable))
+
+    def plan(
+        self, generator: np.random.Generator, negatives: Int[np.ndarray, "m k"] | None
+    ) -> list[Planned]:
+        """Choose the photos of every step of an epoch, those that are hard to tell apart together.
+
+        Each photo comes once by itself (a last step that would not be full is left out), and
+        brings its hard negatives along. Where they are missing, or there already, others come.
+
+        Args:
+            generator: decides.
+            negatives: for each photo the numbers of its hard negatives, -1 where there are no more;
+                None: no hard negatives.
+
+        Returns:
+            The steps, each of ``n * (1 + k)`` photos.
+
+        Raises:
+            ValueError: there are fewer photos than that.
+        """
+        if negatives is None:
+            negatives = np.zeros((len(self.files), 0), np.int64)
+        total = self.n * (1 + negatives.shape[1])
+        if len(self.files) < total:
+            raise ValueError(
+                f"{self.name} has {len(self.files)} photos, and a step takes {total}: give more "
+                "photos or choose fewer objects or negatives for a step"
+            )
+        order = generator.permutation(len(self.files))
+        plan = []
+        for start in range(0, len(order) - self.n + 1, self.n):
+            first = order[start : start + self.n]
+            mined = negatives[first].ravel()
+            others = generator.permutation(len(self.files))
+            wanted = np.concatenate([first, mined[mined >= 0], others])
+            chosen = tuple(dict.fromkeys(wanted.tolist()))[:total]
+            plan.append(Planned(chosen, chosen, chosen))
+        return plan
 
     def _chosen(self, seed: int, step: int) -> list[int]:
         """The step's photos: one pass after the other, each in another order."""
