@@ -333,7 +333,9 @@ def test_other_pairs_of_the_same_photos_are_another_source(folder):
     for pairs in (None, [[3, 4]], [[3, 5]]):
         source.pairs = None if pairs is None else np.asarray(pairs)
         known.append(str(identity(source)))
-    assert len(set(known)) == 3
+    known.append(str(identity(FolderOfFolders(folder, long_side=64))))
+    known.append(str(identity(FolderOfFolders(folder, long_side=96))))
+    assert known[3] == known[0] and len(set(known)) == 4
 
 
 def test_a_run_that_ended_early_stays_ended_and_counts_on_when_stopped(params, folder, tmp_path):

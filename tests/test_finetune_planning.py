@@ -11,7 +11,11 @@ import pytest
 
 from rmacjax.backbones import TORCHVISION_CONVENTION, Network, initialize, map_size
 from rmacjax.descriptors import Params, describe_batch, region_grid
+from rmacjax.finetune.batches import Batch, Block
+from rmacjax.finetune.optimizer import Rates, optimizer
 from rmacjax.finetune.planning import RunPlan, abstract, plan_rows, plan_run
+from rmacjax.finetune.state import Forward, initial_state
+from rmacjax.finetune.step import Objective, Plan, train_step
 
 NETWORK = Network("alexnet", last_pool=False, convention=TORCHVISION_CONVENTION)
 RULE = optax.sgd(1e-2, momentum=0.9)
@@ -91,6 +95,36 @@ def test_a_real_network_is_planned_without_an_array(tmp_path):
     assert rows["images per step"] == "4, 2 at once" and rows["steps"] == "1,200, 300 per epoch"
     assert rows["images"] == "4 x 96 x 96 x 3 uint8"
     assert dict(plan_rows(wider))["one step"] == "not measured"
+
+
+def test_vgg16_learns_from_large_photos_in_16_gb():
+    """Chunks of 4 of 16 photos of 1024 x 768 pixels, by the compiler's account for this device."""
+    network = Network("vgg16", False, TORCHVISION_CONVENTION, gem_p=10.0)
+    step = Plan(
+        Forward(network, "rgem", whitening="none"),
+        Objective("contrastive"),
+        Rates(rate=1e-5, steps=10, warmup=2),
+        chunk=4,
+    )
+
+    def first_state():
+        params = Params(network, initialize("vgg16", 0))
+        return initial_state(params, step.forward, optimizer(step.rates), average=True)
+
+    regions = region_grid(*map_size(network, 768, 1024))
+    photos = Block(
+        np.zeros((16, 768, 1024, 3), np.uint8),
+        np.full((16, 2), (768, 1024), np.int32),
+        np.stack([regions] * 16),
+    )
+    labels = np.arange(16, dtype=np.int32) // 2
+    state = jax.eval_shape(first_state)
+    batch = abstract(Batch((photos,), labels, labels))
+    facts = {"trained": state.trained, "images": 16, "total_steps": 10, "timed": False}
+    plan = plan_run(train_step, state, batch, options={"plan": step}, chunk=4, **facts)
+    # Photos, weights, gradient, Adam's two moments and the average are there in any case.
+    assert photos.images.nbytes + 5 * 4 * plan.parameters < plan.memory_bytes < 13e9
+    assert plan.parameters == 14_714_688 + 1  # and the exponent
 
 
 def test_memory_is_what_goes_in_comes_out_and_lies_between():

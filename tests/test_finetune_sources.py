@@ -1,5 +1,6 @@
 """What to learn from: layouts are recognised, labels are right, plans keep their word."""
 
+import os
 import pickle
 import subprocess
 import sys
@@ -65,6 +66,24 @@ def test_a_folders_name_is_the_label_of_the_photos_below_it(folders):
     pixels = source.read(3)
     assert pixels.shape == (40, 45, 3)
     np.testing.assert_array_equal(pixels, load_image(folders / "bee" / "1.jpg", 45).pixels)
+
+
+@pytest.mark.parametrize("kind", [FolderOfFolders, PhotoViews])
+def test_a_folder_that_cannot_be_looked_into_is_told_of(folders, monkeypatch, kind):
+    real, closed = os.scandir, str(folders / "ant")
+
+    def forbidden(path):
+        if os.fspath(path) == closed:
+            raise PermissionError(13, "Permission denied", path)
+        return real(path)
+
+    assert kind(folders).problems == []
+    monkeypatch.setattr(os, "scandir", forbidden)
+    source = kind(folders)
+    (sentence,) = source.problems
+    assert repr(closed) in sentence and "No permission" in sentence
+    files = [source.name_of(i) for i in range(len(source))]
+    assert len(files) == 5 and not any(closed in file for file in files)
 
 
 class Shelf(tfds.core.ShardBasedBuilder, skip_registration=True):
@@ -286,12 +305,10 @@ class Many:
 def test_a_plan_has_every_object_once_and_only_true_positives():
     source = Many()
     negatives = np.random.default_rng(1).integers(-1, 500, (500, 3))
-    plan = plan_epoch(
-        source, np.random.default_rng(5), objects=7, images=3, negatives=negatives, extra=4
-    )
+    plan = plan_epoch(source, np.random.default_rng(5), objects=7, images=3, negatives=negatives)
     seen = set()
     for planned in plan:
-        assert len(planned.indices) == len(set(planned.indices)) == 7 * (3 + 3) + 4
+        assert len(planned.indices) == len(set(planned.indices)) == 7 * (3 + 3)
         first = planned.indices[0]
         mined = [i for i in negatives[first].tolist() if i >= 0 and i not in planned.indices]
         assert not mined, "hard negatives of the first image are missing"
@@ -303,19 +320,17 @@ def test_a_plan_has_every_object_once_and_only_true_positives():
         seen |= {int(source.labels[i]) for i in planned.indices[: 7 * 3]} - {-1}
     assert seen == set(source.labels.tolist()) - {-1}
     assert len(plan) == -(-60 // 7)
-    again = plan_epoch(
-        source, np.random.default_rng(5), objects=7, images=3, negatives=negatives, extra=4
-    )
-    other = plan_epoch(source, np.random.default_rng(6), objects=7, images=3, extra=4)
+    again = plan_epoch(source, np.random.default_rng(5), objects=7, images=3, negatives=negatives)
+    other = plan_epoch(source, np.random.default_rng(6), objects=7, images=3, negatives=negatives)
     assert again == plan and other[0] != plan[0]
-    assert len(plan_epoch(source, np.random.default_rng(5), objects=7, steps=2)) == 2
 
 
-def test_images_without_a_label_come_first_as_further_negatives():
+def test_images_without_a_label_come_first_where_negatives_are_missing():
     source = Many()
-    (planned,) = plan_epoch(source, np.random.default_rng(0), objects=2, extra=5, steps=1)
-    assert [int(source.labels[i]) for i in planned.indices[4:]] == [-1] * 5
-    assert len(set(planned.labels[4:])) == 5 and not set(planned.labels[4:]) & set(
+    none = np.full((500, 3), -1)
+    planned = plan_epoch(source, np.random.default_rng(0), objects=2, negatives=none)[0]
+    assert [int(source.labels[i]) for i in planned.indices[4:]] == [-1] * 6
+    assert len(set(planned.labels[4:])) == 6 and not set(planned.labels[4:]) & set(
         planned.labels[:4]
     )
     assert min(planned.labels) >= 0, "they take part"
@@ -323,7 +338,8 @@ def test_images_without_a_label_come_first_as_further_negatives():
 
 def test_pairs_alone_are_positives_where_geometry_says_so(geometry):
     source = open_source(geometry)
-    plan = plan_epoch(source, np.random.default_rng(0), objects=2, extra=2)
+    none = np.full((len(source), 1), -1)
+    plan = plan_epoch(source, np.random.default_rng(0), objects=2, negatives=none)
     found = set().union(*map(as_pairs, plan))
     assert found == {frozenset(pair) for pair in source.pairs.tolist()}
     for planned in plan:
@@ -332,8 +348,8 @@ def test_pairs_alone_are_positives_where_geometry_says_so(geometry):
 
 def test_a_small_source_is_filled_up_and_a_hopeless_one_refused(folders):
     source = open_source(folders)
-    plan = plan_epoch(source, np.random.default_rng(0), objects=3, images=2, extra=1)
-    assert {len(planned.indices) for planned in plan} == {7}
+    plan = plan_epoch(source, np.random.default_rng(0), objects=3, images=2)
+    assert {len(planned.indices) for planned in plan} == {6}
     ants_and_bees = {frozenset(pair) for pair in [(0, 1), (0, 2), (1, 2), (3, 4)]}
     assert set().union(*map(as_pairs, plan)) <= ants_and_bees
     with pytest.raises(ValueError, match="has 8 images, and a step takes 16"):

@@ -163,7 +163,7 @@ class Checkpoints:
         if last is not None and step <= last:
             raise ValueError(
                 f"{self.folder!r} holds a checkpoint of step {last}, so step {step} cannot be "
-                "saved after it: go on from there, or `forget_after` an earlier step"
+                "saved after it: go on from there"
             )
         arrays = {name: leaf for name, leaf in _named(state).items() if leaf.size}
         metrics = None
@@ -222,17 +222,6 @@ class Checkpoints:
             for name, leaf in wanted.items()
         ]
         return jax.tree.unflatten(jax.tree.structure(like), leaves), extras
-
-    def forget_after(self, step: int) -> None:
-        """Remove the checkpoints of later steps, to go on from an earlier one.
-
-        Raises:
-            FileNotFoundError: where there is no checkpoint of that step.
-        """
-        self._check_step(step)
-        for later in reversed(self.steps()):  # so that the last is whole whenever this is stopped
-            if later > step:
-                self._manager.delete(later)
 
     def close(self) -> None:
         """Wait until all is written, and let go of the folder.

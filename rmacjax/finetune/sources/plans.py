@@ -40,16 +40,14 @@ def plan_epoch(
     objects: int = 8,
     images: int = 2,
     negatives: Int[np.ndarray, "m k"] | None = None,
-    extra: int = 0,
-    steps: int | None = None,
 ) -> list[Planned]:
     """Choose the images of every step of an epoch.
 
     Each object that has two images or more comes once an epoch (each pair, where geometry names
-    pairs), with other images of it every time. All steps have
-    ``objects * (images + k) + extra`` images; where an object has fewer than `images`, or hard
-    negatives are missing, others that match nothing take their places. So do the last step's: it
-    is filled with objects of other steps. Images without a label are negatives of all others.
+    pairs), with other images of it every time. All steps have ``objects * (images + k)`` images;
+    where an object has fewer than `images`, or hard negatives are missing, others that match
+    nothing take their places, those without a label first: they are negatives of all others. The
+    last step is filled with objects of other steps.
 
     Args:
         source: images and what is known of them.
@@ -58,8 +56,6 @@ def plan_epoch(
         images: images of each object; of a pair always two.
         negatives: for each image of the source its hard negatives, hardest first, -1 where there
             are no more; they come with the first image of each object. None: no hard negatives.
-        extra: further images of each step, that match nothing: those without a label first.
-        steps: the epoch ends after so many steps; None: when every object has come.
 
     Returns:
         The steps, in the order in which they are taken.
@@ -68,12 +64,9 @@ def plan_epoch(
         ValueError: no two images match, all may show the same, there are fewer images than a step
             needs, or a number is out of range.
     """
-    if objects < 1 or images < 2 or extra < 0:
-        raise ValueError(
-            f"a step needs objects >= 1, images >= 2 and extra >= 0, not {objects}, {images} and "
-            f"{extra}"
-        )
-    if objects == 1 and extra == 0 and (negatives is None or negatives.shape[1] == 0):
+    if objects < 1 or images < 2:
+        raise ValueError(f"a step needs objects >= 1 and images >= 2, not {objects} and {images}")
+    if objects == 1 and (negatives is None or negatives.shape[1] == 0):
         raise ValueError(
             "a step of one object without negatives has nothing to tell it from: choose two "
             "objects at least"
@@ -84,7 +77,7 @@ def plan_epoch(
         )
     hard = 0 if negatives is None else negatives.shape[1]
     images = 2 if source.pairs is not None else images
-    total = objects * (images + hard) + extra
+    total = objects * (images + hard)
     if len(source) < total:
         raise ValueError(
             f"{source.name} has {len(source)} images, and a step takes {total}: give more images "
@@ -104,7 +97,7 @@ def plan_epoch(
     waiting = deque(groups[i] for i in generator.permutation(len(groups)))
     fillers = _Fillers(source, generator)
     plan: list[Planned] = []
-    while waiting and (steps is None or len(plan) < steps):
+    while waiting:
         chosen = _distinct(waiting, source, objects)
         if len(chosen) < objects:
             some = generator.permutation(len(groups))[: 4 * objects]
