@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from functools import partial
@@ -122,6 +123,41 @@ def test_a_dry_run_does_nothing_and_says_what_it_would_take(capsys, objects, tmp
     assert "3 per epoch" in text
 
 
+def test_a_dry_run_says_what_the_run_would(capsys, objects, tmp_path):
+    data = shutil.copytree(objects, tmp_path / "data")
+    (data / "object1" / "0.png").write_bytes(b"no photo")
+    words = ["--data", data, "--weights", "untrained:alexnet", "--long-side", 64, "--workers", 0]
+    words += ["--objects", 2, "--steps", 3]
+    code, _, err = run(capsys, tmp_path / "run", *words, "--dry-run")
+    assert code == 0 and err.count("Skipped: ") == 1 and "0.png" in err, err
+    assert run(capsys, tmp_path / "run", *words)[0] == 0
+    assert run(capsys, tmp_path / "run", *words, "--dry-run")[0] == 0
+    code, text, err = run(capsys, tmp_path / "run", *words, "--dry-run", "--rate", "1e-3")
+    assert code == 2 and not text and "made with other options" in err, err
+
+
+def test_networks_of_another_run_are_not_replaced(capsys, objects, tmp_path, monkeypatch):
+    words = ["--data", objects, "--weights", "untrained:alexnet", "--long-side", 64]
+    words += ["--objects", 2, "--steps", 1, "--workers", 0]
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / "steps.csv").write_text("step,loss\n1,2\n", encoding="utf-8")
+    code, _, err = run(capsys, out, *words)
+    assert code == 0, f"killed before its first checkpoint: {err}"
+    written = (out / "last.safetensors").read_bytes()
+    assert run(capsys, out, *words)[0] == 0, "its own"
+    shutil.rmtree(out / "checkpoints")
+    words[3] = out / "last.safetensors"
+    for more in ([], ["--dry-run"]):
+        code, _, err = run(capsys, out, *words, *more)
+        assert code == 2 and "last.safetensors' would be replaced" in err, err
+    assert (out / "last.safetensors").read_bytes() == written
+    monkeypatch.chdir(tmp_path)
+    code, _, err = run(capsys, "", *words)
+    assert code == 2 and "OUT is empty" in err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -145,7 +181,12 @@ def test_a_dry_run_does_nothing_and_says_what_it_would_take(capsys, objects, tmp
         (["--data", "OBJECTS", "--images", "1"], "images >= 2"),
         (["--data", "scenes", "--boxes", "known", "--stages", "views:64:2:9"], "has no searches"),
         (["--data", "scenes", "--stages", "views:64:2:1,searches:56:2:9"], "28 x 46 pixels"),
-        (["--data", "OBJECTS", "--rate", "inf"], "the rate be finite"),
+        (["--data", "OBJECTS", "--rate", "inf"], "rate must be finite and above 0, but is inf"),
+        (["--data", "OBJECTS", "--average", "1"], "average must be at least 0 and below 1, but"),
+        (["--data", "OBJECTS", "--decay", "-1"], "decay must be finite and at least 0, but is -1"),
+        (["--data", "OBJECTS", "--clip", "0"], "clip must be above 0, but is 0.0"),
+        (["--data", "OBJECTS", "--long-side", "8"], "--long-side 8 is too short: untrained"),
+        (["--data", "VIEWS", "--objects", "1"], "take two a step, not 1"),
         (
             ["--data", "OBJECTS", "--validate", "0.5", "--validate-every", "0"],
             "--validate-every is at least 1",
@@ -154,7 +195,7 @@ def test_a_dry_run_does_nothing_and_says_what_it_would_take(capsys, objects, tmp
         (["--data", "scenes", "--validate", "0.5"], "no labels to hold a share of out"),
         (["--data", "OBJECTS", "--validate", "0.01"], "hold out another share"),
         (["--data", "OBJECTS", "--objects", "50"], "choose fewer objects"),
-        (["--data", "OBJECTS", "--rate", "0"], "rate and clip must lie above 0"),
+        (["--data", "OBJECTS", "--rate", "0"], "rate must be finite and above 0, but is 0.0"),
         (["--data", "OBJECTS", "--exponent", "-1"], "--exponent is at least 1"),
         (["--data", "OBJECTS", "--weights", "untrained:lenet"], "unknown architecture 'lenet'"),
         (["--data", "OBJECTS", "--whitening", "layer"], "the weights hold none"),
@@ -171,7 +212,8 @@ def test_what_cannot_be_is_one_sentence(capsys, objects, tmp_path, words, messag
         words += ["--weights", "untrained:alexnet"]
     if "--objects" not in words and "scenes" not in words:
         words += ["--objects", "2"]
-    options = ["--long-side", "64", "--workers", "0"]
+    options = ["--workers", "0"]
+    options += [] if "--long-side" in words else ["--long-side", "64"]
     options += [] if "--steps" in words else ["--steps", "2"]
     code, _, err = run(capsys, tmp_path / "run", *words, *options)
     assert code in (1, 2) and message in err and "Traceback" not in err, err

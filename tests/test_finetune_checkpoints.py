@@ -18,6 +18,7 @@ import optax
 import pytest
 
 from rmacjax.finetune.checkpoints import Checkpoints
+from rmacjax.finetune.interruption import undisturbed
 
 
 class State(NamedTuple):
@@ -197,6 +198,37 @@ def test_what_was_saved_may_be_donated_or_overwritten_at_once(tmp_path):
     np.testing.assert_array_equal(read["mined"], np.arange(100_000))
 
 
+@pytest.mark.parametrize("then_go_on", [False, True])
+def test_ctrl_c_waits_until_a_checkpoint_is_read_or_written(tmp_path, then_go_on, monkeypatch):
+    """Orbax is asked to work while someone presses Ctrl-C twice: nothing is called damaged."""
+    state = {"x": jnp.arange(3_000_000, dtype=jnp.float32)}
+    with Checkpoints(tmp_path / "run") as checkpoints:
+        for name, work in (
+            ("save", lambda: checkpoints.save(1, state)),
+            ("restore", lambda: checkpoints.restore(state)),
+        ):
+            real, done = getattr(checkpoints._manager, name), []
+
+            def disturbed(*arguments, _real=real, _done=done, **options):
+                os.kill(os.getpid(), signal.SIGINT)
+                found = _real(*arguments, **options)
+                os.kill(os.getpid(), signal.SIGINT)
+                _done.append(found)
+                return found
+
+            monkeypatch.setattr(checkpoints._manager, name, disturbed)
+            if then_go_on:
+                with undisturbed(then_go_on=True):
+                    work()
+            else:
+                with pytest.raises(KeyboardInterrupt):
+                    work()
+            assert len(done) == 1
+            monkeypatch.setattr(checkpoints._manager, name, real)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        np.testing.assert_array_equal(checkpoints.restore(state)[0]["x"], state["x"])
+
+
 TRAINING = """
 import sys, jax.numpy as jnp
 from rmacjax.finetune.checkpoints import Checkpoints
@@ -315,7 +347,18 @@ def test_what_cannot_be_kept_is_refused(tmp_path):
             Checkpoints(tmp_path / "run", **numbers)
 
 
-def test_a_damaged_checkpoint_is_named_and_the_one_before_is_whole(saved, rng, capfd, caplog):
+def test_what_orbax_raises_of_no_kind_is_a_damaged_checkpoint_too(saved, monkeypatch):
+    def broken(*_, **__):
+        raise Exception("an array could not be read")
+
+    with Checkpoints(saved) as checkpoints:
+        monkeypatch.setattr(checkpoints._manager, "restore", broken)
+        with pytest.raises(OSError, match=r"3' is damaged \(an array could not be read\): remove"):
+            checkpoints.restore(state_of(0.0))
+
+
+@pytest.mark.parametrize("left", [0.5, 100])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_whole(saved, rng, capfd, caplog, left):
     noise = jnp.asarray(rng.normal(size=(3, 3, 3, 8)), jnp.float32)
     damaged = state_of(4.0)
     damaged.weights["conv1.kernel"] = noise
@@ -323,7 +366,8 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_whole(saved, rng, c
         checkpoints.save(4, damaged, {"epoch": 2})
     for file in (saved / "4" / "state").rglob("*"):
         if file.is_file() and file.parent.name == "d":
-            file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+            size = int(left * file.stat().st_size) if left < 1 else left
+            file.write_bytes(file.read_bytes()[:size])
     with Checkpoints(saved) as checkpoints:
         with pytest.raises(OSError, match=r"the checkpoint '.*4' is damaged .*remove that folder"):
             checkpoints.restore(state_of(0.0))

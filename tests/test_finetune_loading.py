@@ -13,6 +13,7 @@ from dataset_layouts import photo
 
 from rmacjax.backbones import TORCHVISION_CONVENTION, Network, map_size
 from rmacjax.descriptors import region_grid
+from rmacjax.finetune.interruption import without_ctrl_c
 from rmacjax.finetune.loading import Loader
 from rmacjax.finetune.sources import (
     FolderOfFolders,
@@ -236,6 +237,17 @@ def gone(pid):
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")")[-1].split()[0] == "Z"
     except OSError:
         return True
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="Windows has no masks")
+def test_processes_arewithout_ctrl_c_from_their_first_moment():
+    """Those that start them are not: what was pressed meanwhile comes afterwards."""
+    asked = "import signal; print(signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, []))"
+    with pytest.raises(KeyboardInterrupt), without_ctrl_c():
+        os.kill(os.getpid(), signal.SIGINT)
+        inside = subprocess.check_output([sys.executable, "-c", asked], text=True)
+    outside = subprocess.check_output([sys.executable, "-c", asked], text=True)
+    assert (inside, outside) == ("True\n", "False\n")
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks processes up in /proc")

@@ -9,11 +9,13 @@ import sys
 from dataclasses import replace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 from safetensors import safe_open
 
+import rmacjax.finetune.loop
 from rmacjax import scenes
 from rmacjax.backbones import TORCHVISION_CONVENTION, Network, initialize
 from rmacjax.descriptors import Params, Settings
@@ -155,7 +157,7 @@ def test_stopped_and_continued_is_the_same(params, folder, tmp_path, monkeypatch
 def test_a_loss_that_is_no_number_says_where_and_what_to_try(params, tmp_path):
     source = GeneratedScenes(parse_stages("views:64:4:9"))
     broken = {**params.weights, "conv5.bias": params.weights["conv5.bias"].at[0].set(np.nan)}
-    with pytest.raises(Diverged, match=r"in step 1 the loss is nan .* Try a lower rate"):
+    with pytest.raises(Diverged, match=r"in step 1 the loss is nan .* Try a lower rate") as told:
         fit(
             params._replace(weights=broken),
             source,
@@ -163,6 +165,7 @@ def test_a_loss_that_is_no_number_says_where_and_what_to_try(params, tmp_path):
             plan=plan_of(3),
             run=Run(settings=SETTINGS, workers=0),
         )
+    assert told.value.done is None
 
 
 def test_a_loss_that_is_no_number_names_the_photos(params, folder, tmp_path):
@@ -173,6 +176,40 @@ def test_a_loss_that_is_no_number_names_the_photos(params, folder, tmp_path):
     named = r"images are \S+object\d/\d\.png, .* and 4 more\. Try a lower rate"
     with pytest.raises(Diverged, match=named):
         fit(params, source, tmp_path, plan=plan, run=run)
+
+
+def test_what_was_best_before_the_loss_was_no_number_is_not_lost(params, tmp_path, monkeypatch):
+    source = GeneratedScenes(parse_stages("views:64:4:9"))
+    run = Run(settings=SETTINGS, workers=0, validate_every=1)
+    scores = iter([0.1, 0.2, 0.9, 0.5])
+    real = rmacjax.finetune.loop.train_step
+
+    def broken(state, batch, *, plan):
+        if int(state.step) == 3:
+            damaged = state.trained.weights["conv5.bias"] + np.nan
+            weights = {**state.trained.weights, "conv5.bias": damaged}
+            state = state._replace(trained=state.trained._replace(weights=weights))
+            after, facts = real(state, batch, plan=plan)
+            assert int(after.step) == 3
+            return whole[-1], facts
+        after, facts = real(state, batch, plan=plan)
+        whole.append(jax.tree.map(jnp.copy, after))
+        return after, facts
+
+    whole = []
+    monkeypatch.setattr(rmacjax.finetune.loop, "train_step", broken)
+
+    def judge(_):
+        score = next(scores)
+        return Validation(score, {"score": score}, 0.0)
+
+    with pytest.raises(Diverged, match="in step 4 the loss is nan") as told:
+        fit(params, source, tmp_path, plan=plan_of(9), run=run, validate=judge)
+    done = told.value.done
+    assert (done.step, done.best_step, done.score) == (3, 2, 0.9)
+    for kept, step in ((done.best, 2), (done.last, 3)):
+        for name, array in whole[step - 1].trained.weights.items():
+            np.testing.assert_array_equal(kept.weights[name], array)
 
 
 def test_an_epoch_whose_last_step_is_passed_over_says_so(params, tmp_path, capsys):
@@ -208,11 +245,11 @@ def test_an_epoch_whose_last_step_is_passed_over_says_so(params, tmp_path, capsy
 def test_what_is_foreseen_is_what_training_sees(params, folder):
     source = FolderOfFolders(folder, long_side=64)
     run = Run(settings=SETTINGS, objects=2, negatives=1)
-    batch, shapes, steps = foresee(source, plan_of(3), run)
+    batch, shapes, steps, _ = foresee(source, plan_of(3), run)
     assert len(batch.labels) == 2 * 3 and steps == 3 and shapes == 1
     drawn = GeneratedScenes(parse_stages("views:64:6:2,searches:96:4:4,views:96:2:2"))
     for total, (n, side), sizes in ((2, (6, 64), 1), (3, (4, 96), 2), (9, (4, 96), 5)):
-        batch, shapes, steps = foresee(drawn, plan_of(total), run)
+        batch, shapes, steps, _ = foresee(drawn, plan_of(total), run)
         assert len(batch.labels) == 2 * n and steps is None
         assert batch.blocks[1].images.shape[1] == side
         found = [drawn.draw(0, step) for step in range(total)]

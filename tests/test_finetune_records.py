@@ -179,6 +179,21 @@ def test_a_terminal_gets_a_line_that_moves(tmp_path):
     assert "step 20 of 30" in text and "step 30 of 30" in text and "loss 0.5" in text
     assert "after step 20: mAP 0.750" in text
     assert "saved [bold]here[/bold]" in text and "\x1b[31m" not in said(console)
+    assert text.splitlines()[-1].startswith("step 30 of 30: loss 0.5"), "the last one stays"
+
+
+def test_a_narrow_terminal_gets_everything_in_several_lines(tmp_path):
+    console = Console(file=io.StringIO(), force_terminal=True, width=80)
+    measured = {"descriptors": 0.01751, "found": 0.25, "gradient": 4.74, "loss": 0.01751}
+    with Records(tmp_path, total_steps=30, every=1, console=console) as kept:
+        for step in range(1, 4):
+            kept.step(step, measured, images=3)
+        time.sleep(0.15)
+    moving = re.sub(r"\x1b\[[\d;?]*[A-Za-z]|\s", "", said(console)).split("step3of30:")[0]
+    assert "step3of30" in moving
+    for words in ("descriptors0.01751", "found0.25", "gradient4.74", "loss0.01751", "images/s"):
+        assert words in moving, words
+    assert re.search(r"images/s,\S+left", moving)
 
 
 def test_what_cannot_be_kept_is_refused(tmp_path):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 from dataset_layouts import photo
+from PIL import Image
 
 from rmacjax.datasets import labelled
 from rmacjax.finetune.making import Order, make
@@ -66,6 +67,27 @@ def test_a_folders_name_is_the_label_of_the_photos_below_it(folders):
     pixels = source.read(3)
     assert pixels.shape == (40, 45, 3)
     np.testing.assert_array_equal(pixels, load_image(folders / "bee" / "1.jpg", 45).pixels)
+
+
+def test_a_folder_that_nobody_may_read_is_not_called_empty(folders, monkeypatch):
+    def forbidden(path):
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr(os, "scandir", forbidden)
+    with pytest.raises(OSError, match="No permission"):
+        open_source(folders)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (8, 3000), (3000, 8)])
+def test_what_is_too_narrow_for_views_is_named_and_left_out(tmp_path, shape):
+    for seed in range(3):
+        photo(tmp_path / f"{seed}.png", seed, 80, 90)
+    Image.fromarray(np.full((*shape, 3), 99, np.uint8)).save(tmp_path / "narrow.png")
+    source = PhotoViews(tmp_path, n=4, size=64)
+    drawing = source.draw(0, 0)
+    (sentence,) = drawing.unreadable
+    assert "narrow.png" in sentence and "leave it out" in sentence
+    assert sorted(drawing.labels.tolist()) == [-1, 0, 1, 2]
 
 
 @pytest.mark.parametrize("kind", [FolderOfFolders, PhotoViews])
@@ -398,7 +420,7 @@ def test_views_of_photos_share_what_they_show_and_skip_what_cannot_be_read(tmp_p
     row = broken.labels.tolist().index(-1)
     assert broken.files[row].endswith("2.png") and "2.png" in broken.unreadable[0]
     assert not broken.first[row].any()
-    with pytest.raises(ValueError, match="n >= 2"):
+    with pytest.raises(ValueError, match="take two a step, not 1"):
         PhotoViews(tmp_path, n=1)
 
 

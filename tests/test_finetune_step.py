@@ -360,7 +360,7 @@ def test_rates_rise_then_fall_as_a_cosine():
         expected = 2.0 * (0.1 + 0.9 * 0.5 * (1 + np.cos(np.pi * part)))
         assert float(rate_at(rates, step)) == pytest.approx(expected, rel=1e-5)
     assert float(rate_at(replace(rates, warmup=0), 0)) == pytest.approx(2.0)
-    with pytest.raises(ValueError, match="rate and clip must lie above 0"):
+    with pytest.raises(ValueError, match="rate must be finite and above 0"):
         Rates(rate=0.0)
     with pytest.raises(ValueError, match="steps must be at least 1"):
         Rates(steps=0)

@@ -1,5 +1,7 @@
 """Generated photos: repeatable, of the promised sizes, and right about where things are."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 
@@ -58,6 +60,19 @@ def test_sample_says_what_lies_outside():
     np.testing.assert_array_equal(alpha[:, :4], 0)
     np.testing.assert_array_equal(alpha[:, 6:34], 1)
     np.testing.assert_array_equal(alpha[:, 36:], 0)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 7), (7, 1)])
+def test_sample_of_a_single_row_or_column_has_nothing_beside_it(rng, size):
+    image = rng.integers(0, 256, (*size, 3), np.uint8)
+    doubled = np.diag([0.5, 0.5, 1.0])
+    seen, _ = scenes.sample(image, doubled, (2 * size[0], 2 * size[1]))
+    wanted = image.astype(np.float64)
+    for axis, n in enumerate(size):
+        places = np.clip((np.arange(2 * n) + 0.5) / 2 - 0.5, 0, n - 1)
+        along = partial(np.interp, places, np.arange(n))
+        wanted = np.apply_along_axis(along, axis, wanted)
+    np.testing.assert_allclose(seen, wanted, atol=0.3)
 
 
 def test_sample_halfway_is_the_mean_of_neighbours():

@@ -6,8 +6,10 @@ with a network wait for JAX. What a command reports goes to stdout, everything e
 Exit codes: 0 done, 1 failed, 2 wrongly called, 130 interrupted.
 """
 
+import gc
 import inspect
 import os
+import signal
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
@@ -60,7 +62,7 @@ KEPT = {
     "index": "What was described so far is kept. Run the same command again to go on from there.",
     "add": "What was described so far is kept. Run the same command again to go on from there.",
     "evaluate": "What was described so far is kept (not with --no-cache). Run it again to go on.",
-    "finetune": "What checkpoints hold is kept. Run the same command again to go on from there.",
+    "finetune": "Checkpoints, if any, are kept. Run the same command again to go on from the last.",
     "demo": "Photos described so far are kept. Run the same command again to go on from there.",
     "remove": "Photos are removed all at once: either all of them are gone, or none.",
     "weights fetch": "A file is only kept when it is complete. Run the same command again.",
@@ -98,7 +100,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if code == INTERRUPTED and argv is None:
         # Native threads may still be at work on what was interrupted; taking the interpreter down
         # under them can crash. All that is to be kept is on the disk already.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         forget()
+        gc.collect()  # what is shared with other processes is given back
         _flush()
         os._exit(code)
     return code

@@ -10,6 +10,7 @@ from rmacjax.cli.describing import PoolName
 from rmacjax.cli.terminal import Flag, JsonFile, check_writable, prepare, say, tell, write_json
 from rmacjax.cli.training import (
     Made,
+    check_out,
     duration_of,
     refuse_idle_options,
     source_of,
@@ -90,6 +91,7 @@ def finetune(
     What to learn from: a folder with a folder of photos for each object; a folder of photos, of
     which views are made; tfds:NAME[:SPLIT], a prepared data set of tensorflow-datasets with labels;
     a folder with retrieval-SfM's list of pairs and its images; or "scenes", generated images.
+    views:FOLDER makes views whatever the folder holds.
 
     For example:
 
@@ -181,10 +183,10 @@ def finetune(
             ("--patience", patience or None, validate is not None, "there is no --validate"),
         ]
     )
-    if os.path.exists(out) and not os.path.isdir(out):
-        raise ValueError(f"{out!r} is a file, but a run needs a folder: name another")
+    check_out(out)
     check_writable(json)
     prepare()
+    from rmacjax.backbones import minimum_size
     from rmacjax.descriptors import Settings
     from rmacjax.finetune.loop import fit
     from rmacjax.finetune.optimizer import Rates
@@ -197,6 +199,8 @@ def finetune(
     source = source_of(data, stages, objects, long_side)
     steps, warmup = duration_of(source, steps, warmup, boxes)
     params = start_of(weights, seed, pool, exponent)
+    if not scenes and long_side < (least := minimum_size(params.network)):
+        raise ValueError(f"--long-side {long_side} is too short: {weights} needs {least} pixels")
     kind = whitening or ("none" if params.whitening is None else "layer")
     network = replace(
         params.network, compute_dtype="bfloat16" if bfloat16 else "float32", thresholds=()
@@ -263,8 +267,8 @@ def finetune(
             console=Console(stderr=True),
         )
     except Diverged as error:
-        if error.last is not None:
-            say(f"Wrote {made.write('last', error.last, error.step)}: what was learned before")
+        for path in () if error.done is None else made.write_all(error.done):
+            say(f"Wrote {path}: what was learned before")
         raise
     except Stopped as stopped:
         for path in made.write_all(stopped.done):

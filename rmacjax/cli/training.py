@@ -7,7 +7,7 @@ from dataclasses import replace
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, NamedTuple
 
-from rmacjax.cli.terminal import tell, write_json
+from rmacjax.cli.terminal import say, tell, write_json
 
 if TYPE_CHECKING:
     from rmacjax.descriptors import Params, Settings
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 STEPS = 2000
 UNTRAINED = "untrained:"
+NETWORKS = ("best", "last")
 
 
 def refuse_idle_options(options: Sequence[tuple[str, object, bool, str]]) -> None:
@@ -25,6 +26,23 @@ def refuse_idle_options(options: Sequence[tuple[str, object, bool, str]]) -> Non
     for name, value, used, why in options:
         if value is not None and not used:
             raise ValueError(f"{name} changes nothing here ({why}): leave it out")
+
+
+def check_out(out: str) -> None:
+    """Refuse a folder that a run cannot have, or in which it would replace another's networks."""
+    if not out:
+        raise ValueError("OUT is empty: name the folder of the run")
+    if os.path.exists(out) and not os.path.isdir(out):
+        raise ValueError(f"{out!r} is a file, but a run needs a folder: name another")
+    places = [os.path.join(out, f"{name}.safetensors") for name in NETWORKS]
+    held = [path for path in places if os.path.exists(path)]
+    checkpoints = os.path.join(out, "checkpoints")
+    steps = os.listdir(checkpoints) if os.path.isdir(checkpoints) else ()
+    if held and not any(step.isdecimal() for step in steps):
+        raise ValueError(
+            f"{held[0]!r} would be replaced, and there are no checkpoints of its run to go on "
+            "from: name another folder"
+        )
 
 
 def there(module: str) -> bool:
@@ -123,13 +141,16 @@ def tell_plan(
     json: str | None,
 ) -> None:
     """Say what a run would take."""
-    from rmacjax.finetune.loop import foresee
+    from rmacjax.finetune.loop import check_folder, foresee
     from rmacjax.finetune.optimizer import optimizer
     from rmacjax.finetune.planning import abstract, plan_rows, plan_run
     from rmacjax.finetune.state import initial_state
     from rmacjax.finetune.step import compiled_anew, everywhere, spread, train_step
 
-    batch, shapes, per_epoch = foresee(source, plan, run)
+    check_folder(params, source, out, plan=plan, run=run)
+    batch, shapes, per_epoch, unreadable = foresee(source, plan, run)
+    for sentence in unreadable:
+        say(f"Skipped: {sentence}")
     state = everywhere(
         initial_state(params, plan.forward, optimizer(plan.rates), average=plan.rates.average > 0)
     )
@@ -173,10 +194,10 @@ class Made(NamedTuple):
 
     def write_all(self, done: "Finished") -> list[str]:
         """Write the best network, where networks were measured, and the last; returns the files."""
-        networks = (("best", done.best, done.best_step), ("last", done.last, done.step))
+        networks = ((done.best, done.best_step), (done.last, done.step))
         return [
             self.write(name, learned, step)
-            for name, learned, step in networks
+            for name, (learned, step) in zip(NETWORKS, networks, strict=True)
             if learned is not None and step is not None
         ]
 

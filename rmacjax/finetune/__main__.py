@@ -5,4 +5,5 @@ import sys
 from rmacjax.cli import main
 
 if __name__ == "__main__":
-    sys.exit(main(["finetune", *sys.argv[1:]]))
+    sys.argv.insert(1, "finetune")
+    sys.exit(main())

@@ -27,6 +27,7 @@ from jaxtyping import PyTree
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from rmacjax.finetune.extras import from_json, to_json
+from rmacjax.finetune.interruption import undisturbed
 
 __all__ = ["Checkpoints"]
 
@@ -171,15 +172,17 @@ class Checkpoints:
             metrics = {"score": float(score), "step": step}
         document = {"extras": to_json(dict(extras or {}))}
         with self._writing(step):
-            self._manager.save(
-                step,
-                args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(arrays),
-                    extras=ocp.args.JsonSave(document),
-                ),
-                metrics=metrics,
-                custom_metadata={"made_with": self._made_with},
-                force=True,
+            _first_error_only(
+                lambda: self._manager.save(
+                    step,
+                    args=ocp.args.Composite(
+                        state=ocp.args.StandardSave(arrays),
+                        extras=ocp.args.JsonSave(document),
+                    ),
+                    metrics=metrics,
+                    custom_metadata={"made_with": self._made_with},
+                    force=True,
+                )
             )
 
     def restore(self, like: PyTree, *, step: int | None = None) -> tuple[PyTree, dict[str, Any]]:
@@ -232,19 +235,21 @@ class Checkpoints:
         try:
             self._wait()
         finally:
-            self._manager.close()
+            with undisturbed():
+                self._manager.close()
             self._lock.close()
 
     def _wait(self) -> None:
         with self._writing(None):
-            self._manager.wait_until_finished()
+            _first_error_only(self._manager.wait_until_finished)
 
     @contextmanager
     def _writing(self, step: int | None) -> Iterator[None]:
         what = "a checkpoint" if step is None else f"the checkpoint of step {step}"
         try:
-            yield
-        except (OSError, RuntimeError, ValueError) as error:
+            with undisturbed():
+                yield
+        except Exception as error:  # Orbax raises those of no kind, too
             raise OSError(
                 f"{what} could not be written to {self.folder!r} ({_first_line(error)}): see "
                 "whether the disk is full; those before it are whole"
@@ -253,8 +258,9 @@ class Checkpoints:
     @contextmanager
     def _reading(self, place: str) -> Iterator[None]:
         try:
-            yield
-        except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
+            with undisturbed():
+                yield
+        except Exception as error:
             raise OSError(
                 f"the checkpoint {place!r} is damaged ({_first_line(error)}): remove that folder "
                 "to go on from the one before"
@@ -291,10 +297,10 @@ class Checkpoints:
             )
 
 
-def _first_error_only(read: Callable[[], Any]) -> Any:
-    """Read arrays, and where that fails let the first error speak for all.
+def _first_error_only(work: Callable[[], Any]) -> Any:
+    """Read or write arrays, and where that fails let the first error speak for all.
 
-    Orbax reads all arrays at once and gives up at the first that fails. What becomes of the others
+    Orbax takes all arrays at once and gives up at the first that fails. What becomes of the others
     would be printed to stderr, a traceback for each, when nobody waits for them any more.
     """
     hook, log = sys.unraisablehook, logging.getLogger("asyncio")
@@ -302,8 +308,8 @@ def _first_error_only(read: Callable[[], Any]) -> Any:
     sys.unraisablehook, log.disabled = lambda _: None, True
     try:
         try:
-            return read()
-        except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
+            return work()
+        except Exception as error:
             sentence = _first_line(error)
         time.sleep(0.1)
         gc.collect()

@@ -21,6 +21,7 @@ from jaxtyping import Int32
 from rmacjax.backbones import Network, map_size, minimum_size
 from rmacjax.descriptors import REGIONAL, Pool, region_grid
 from rmacjax.finetune.batches import Batch, Block
+from rmacjax.finetune.interruption import without_ctrl_c
 from rmacjax.finetune.making import Made, Order, make, make_here, start
 from rmacjax.finetune.sources.plans import Planned
 from rmacjax.finetune.sources.protocols import Drawn, Source
@@ -100,7 +101,7 @@ class Loader:
             self._pool = ProcessPoolExecutor(
                 workers, context, initializer=start, initargs=(source, self._least)
             )
-            with _one_thread_each():
+            with _one_thread_each(), without_ctrl_c():
                 for _ in range(workers):  # Processes start when there is something to do.
                     self._pool.submit(int)
 

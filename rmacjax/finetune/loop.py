@@ -20,6 +20,7 @@ from rmacjax.descriptors import Params, fingerprint
 from rmacjax.finetune.batches import Batch
 from rmacjax.finetune.checkpoints import Checkpoints
 from rmacjax.finetune.describing import describe_images
+from rmacjax.finetune.interruption import undisturbed
 from rmacjax.finetune.loading import Batches, Loaded, Loader
 from rmacjax.finetune.optimizer import optimizer, rate_at
 from rmacjax.finetune.planning import abstract
@@ -44,7 +45,7 @@ from rmacjax.finetune.validation import EarlyStop, Validation, Validator
 from rmacjax.mining import hard_negatives
 from rmacjax.weights import measure_activation_scale
 
-__all__ = ["Foreseen", "fit", "foresee", "trained_params"]
+__all__ = ["Foreseen", "check_folder", "fit", "foresee", "trained_params"]
 
 CHECKPOINTS = "checkpoints"
 LOOKED_AT = 8
@@ -80,8 +81,8 @@ def fit(
 
     Raises:
         Stopped: by Ctrl-C; it has what was learned until the last checkpoint.
-        Diverged: the loss, its gradient or the weights are no numbers any more; what was learned
-            until then is in the last checkpoint.
+        Diverged: the loss, its gradient or the weights are no numbers any more; it has what was
+            learned until then.
         ValueError: the source cannot make such batches, or the folder holds another run.
         OSError: nothing can be read, or the folder cannot be written.
     """
@@ -89,16 +90,9 @@ def fit(
         initial_state(params, plan.forward, optimizer(plan.rates), average=plan.rates.average > 0)
     )
     place = Place(stop=EarlyStop(run.patience))
-    made_with = {
-        "weights": fingerprint(params, run.settings),
-        "source": identity(source),
-        "plan": plain(asdict(plan)),
-        "run": plain(asdict(replace(run, workers=0))),
-    }
     _check_steps(source, plan, run)
-    path = os.path.join(os.fsdecode(folder), CHECKPOINTS)
     with (
-        Checkpoints(path, made_with=made_with) as checkpoints,
+        _checkpoints(params, source, folder, plan, run) as checkpoints,
         _loader(source, plan, run) as loader,
     ):
         latest = checkpoints.latest()
@@ -116,18 +110,56 @@ def fit(
             if latest is not None:
                 records.say(f"Going on after step {latest}.")
             trainer = _Trainer(state, place, plan, run, checkpoints, loader, records, validate)
-            like, stopped = abstract(state), False
+            like = abstract(state)
+            ended: Stopped | Diverged | None = None
             try:
                 trainer.train()
             except KeyboardInterrupt:
                 if checkpoints.latest() is None:
                     raise
                 records.say("Stopping: what was learned until the last checkpoint is written.")
-                stopped = True
-        done = _finished(checkpoints, like, plan)
-    if stopped:
-        raise Stopped(done)
+                ended = Stopped()
+            except Diverged as error:
+                if checkpoints.latest() is None:
+                    raise
+                ended = error
+        with undisturbed(then_go_on=True):
+            done = _finished(checkpoints, like, plan)
+    if ended is not None:
+        ended.done = done
+        raise ended
     return done
+
+
+def check_folder(
+    params: Params,
+    source: Source | Drawn,
+    folder: str | os.PathLike[str],
+    *,
+    plan: Plan,
+    run: Run,
+) -> None:
+    """See that a folder holds nothing, or this run; for the arguments see `fit`.
+
+    Raises:
+        ValueError: the folder holds another run.
+        OSError: it cannot be read, or another training is at work in it.
+    """
+    if os.path.isdir(os.path.join(os.fsdecode(folder), CHECKPOINTS)):
+        _checkpoints(params, source, folder, plan, run).close()
+
+
+def _checkpoints(
+    params: Params, source: Source | Drawn, folder: str | os.PathLike[str], plan: Plan, run: Run
+) -> Checkpoints:
+    """A run's checkpoints, which know what decides what is learned."""
+    made_with = {
+        "weights": fingerprint(params, run.settings),
+        "source": identity(source),
+        "plan": plain(asdict(plan)),
+        "run": plain(asdict(replace(run, workers=0))),
+    }
+    return Checkpoints(os.path.join(os.fsdecode(folder), CHECKPOINTS), made_with=made_with)
 
 
 def _finished(checkpoints: Checkpoints, like: TrainState, plan: Plan) -> Finished:
@@ -155,11 +187,13 @@ class Foreseen(NamedTuple):
         batch: the largest of those looked at.
         shapes: how many padded sizes they have, each of which is compiled for.
         steps_per_epoch: where there are epochs.
+        unreadable: a sentence for each photo among them that cannot be used.
     """
 
     batch: Batch
     shapes: int
     steps_per_epoch: int | None
+    unreadable: tuple[str, ...] = ()
 
 
 def foresee(source: Source | Drawn, plan: Plan, run: Run) -> Foreseen:
@@ -179,14 +213,17 @@ def foresee(source: Source | Drawn, plan: Plan, run: Run) -> Foreseen:
             steps, first, shapes = plan.rates.steps, 0, 1
             if isinstance(source, GeneratedScenes):
                 first, shapes = source.largest(steps), source.shapes(steps)
-            return Foreseen(next(loader.drawn(first + 1, first=first)).batch, shapes, None)
+            loaded = next(loader.drawn(first + 1, first=first))
+            return Foreseen(loaded.batch, shapes, None, loaded.unreadable)
         epoch = _epoch(source, run, 0, _unmined(source, run))
         looked_at = islice(loader.planned(epoch), min(LOOKED_AT, plan.rates.steps))
-        largest, sizes = next(looked_at).batch, set()
-        for batch in chain([largest], (loaded.batch for loaded in looked_at)):
+        loaded = next(looked_at)
+        largest, sizes, unreadable = loaded.batch, set(), dict[str, None]()
+        for batch, sentences, _ in chain([loaded], looked_at):
             sizes.add(tuple((part.images.shape, part.regions.shape) for part in batch.blocks))
             largest = max(largest, batch, key=lambda each: each.blocks[0].images.size)
-        return Foreseen(largest, len(sizes), len(epoch))
+            unreadable |= dict.fromkeys(sentences)
+        return Foreseen(largest, len(sizes), len(epoch), tuple(unreadable))
 
 
 def _check_steps(source: Source | Drawn, plan: Plan, run: Run) -> None:
@@ -325,8 +362,7 @@ class _Trainer:
         with compiled_anew():
             self.state, facts = train_step(self.state, spread(batch), plan=self.plan)
         if int(self.state.step) == step:
-            learned = trained_params(self.state, self.plan) if step > 0 else None
-            raise Diverged(self._sorry(step, loaded, facts), step, learned)
+            raise Diverged(self._sorry(step, loaded, facts))
         step += 1
         self.place = replace(self.place, state=batches.state())
         images = sum(len(block.images) for block in batch.blocks)

@@ -59,21 +59,17 @@ class Rates:
     centred: bool = False
 
     def __post_init__(self) -> None:
-        if not 0 < self.rate < math.inf or not self.clip > 0:
-            raise ValueError(
-                "rate and clip must lie above 0, and the rate be finite, but they are "
-                f"{self.rate} and {self.clip}."
-            )
-        if self.steps < 1 or self.warmup < 0:
-            raise ValueError(
-                f"steps must be at least 1 and warmup at least 0, but are {self.steps} and "
-                f"{self.warmup}."
-            )
-        if not 0 <= self.last <= 1 or not 0 <= self.average < 1 or not self.decay >= 0:
-            raise ValueError(
-                "last must lie in 0..1, average in 0..1 and below 1, and decay be at least 0, but "
-                f"are {self.last}, {self.average} and {self.decay}."
-            )
+        for name, what, right in (
+            ("rate", "be finite and above 0", 0 < self.rate < math.inf),
+            ("steps", "be at least 1", self.steps >= 1),
+            ("warmup", "be at least 0", self.warmup >= 0),
+            ("last", "lie in 0 to 1", 0 <= self.last <= 1),
+            ("decay", "be finite and at least 0", 0 <= self.decay < math.inf),
+            ("clip", "be above 0", self.clip > 0),
+            ("average", "be at least 0 and below 1", 0 <= self.average < 1),
+        ):
+            if not right:
+                raise ValueError(f"{name} must {what}, but is {getattr(self, name)}")
 
 
 def _schedule(rates: Rates) -> optax.Schedule:

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.table import Column
 from tensorboardX import SummaryWriter
 
 from rmacjax.pictures import duration, printable
@@ -169,10 +170,11 @@ class Records:
         self._speed = _Speed()
         self._bar, self._task = None, TaskID(0)
         if console is not None and console.is_terminal:
+            # Where the terminal is narrow, what was measured takes several lines.
             columns = (
                 TextColumn("step {task.completed:.0f} of {task.total:.0f}"),
                 BarColumn(bar_width=20),
-                TextColumn("{task.fields[words]}", markup=False),
+                TextColumn("{task.fields[words]}", markup=False, table_column=Column()),
             )
             self._bar = Progress(*columns, console=console, transient=True)
             self._task = self._bar.add_task(
@@ -239,10 +241,11 @@ class Records:
         """Write what is left, a last row too where steps have none yet."""
         if self._waiting:
             self._row(self._last)
-        if self._rows and self._bar is None:
-            self._say_row(self._last)
         if self._bar is not None:
             self._bar.stop()
+            self._bar = None
+        if self._rows:
+            self._say_row(self._last)
         self._board.close()
 
     def _row(self, step: int) -> None:

@@ -97,35 +97,17 @@ class Stopped(KeyboardInterrupt):
         done: what the run came to until its last checkpoint.
     """
 
-    def __init__(self, done: Finished) -> None:
-        """Keep what there is.
-
-        Args:
-            done: see above.
-        """
-        super().__init__()
-        self.done = done
+    done: Finished
 
 
 class Diverged(RuntimeError):
     """The loss, its gradient or the weights are no numbers any more.
 
     Attributes:
-        step: steps taken before.
-        last: what had been learned by then; None where that is what training began with.
+        done: what the run had come to before; None where it had not taken a step.
     """
 
-    def __init__(self, sentence: str, step: int = 0, last: Params | None = None) -> None:
-        """Say so, and keep what there is.
-
-        Args:
-            sentence: which step it was, and what to try.
-            step: see above.
-            last: see above.
-        """
-        super().__init__(sentence)
-        self.step = step
-        self.last = last
+    done: Finished | None = None
 
 
 @dataclass

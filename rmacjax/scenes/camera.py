@@ -50,16 +50,17 @@ def sample(
     v = (m[1, 0] * x + (m[1, 1] * y + m[1, 2])) / z - np.float32(0.5)
     edge = np.minimum(np.minimum(u, W - 1 - u), np.minimum(v, H - 1 - v))
     alpha = np.clip(edge + np.float32(1.0), 0, 1)
-    u = np.clip(u, 0, np.float32(W - 1.001))
-    v = np.clip(v, 0, np.float32(H - 1.001))
+    u = np.clip(u, 0, np.float32(max(W - 1.001, 0)))
+    v = np.clip(v, 0, np.float32(max(H - 1.001, 0)))
     left, top = u.astype(np.int32), v.astype(np.int32)
     fx, fy = (u - left)[..., None], (v - top)[..., None]
     index = top * W + left
+    right, down = int(W > 1), W * int(H > 1)  # the only row or column is its own neighbour
     flat = pixels.reshape(H * W, -1)
     upper = flat.take(index, axis=0).astype(np.float32)
-    upper += fx * (flat.take(index + 1, axis=0) - upper)
-    lower = flat.take(index + W, axis=0).astype(np.float32)
-    lower += fx * (flat.take(index + W + 1, axis=0) - lower)
+    upper += fx * (flat.take(index + right, axis=0) - upper)
+    lower = flat.take(index + down, axis=0).astype(np.float32)
+    lower += fx * (flat.take(index + down + right, axis=0) - lower)
     lower -= upper
     lower *= fy
     lower += upper

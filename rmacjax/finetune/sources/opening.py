@@ -46,6 +46,7 @@ def open_source(
 
     Raises:
         FileNotFoundError: there is no such folder, or no photo in it, or nothing was prepared.
+        OSError: it cannot be looked into.
         ValueError: it is none of these.
     """
     given = os.fsdecode(text)
@@ -67,7 +68,9 @@ def open_source(
         return RetrievalSfm(given, part=part, long_side=long_side)
     if not os.path.isdir(given):
         raise ValueError(f"{given!r} is a file, not something to learn from: give {KINDS}")
-    files = find_images(given).files
+    files, problems = find_images(given)
+    if not files and problems:
+        raise OSError(problems[0][1])
     if not files:
         raise FileNotFoundError(f"there is no photo in {given!r}: give {KINDS}")
     own = os.path.abspath(given)

@@ -16,6 +16,9 @@ __all__ = ["PhotoViews"]
 _DETAIL = 2.0
 """Photos are decoded with a long side of so many sides of a view."""
 
+_LEAST = 16
+"""Least side in pixels, of views and of what they are cut from."""
+
 
 class PhotoViews:
     """Photos that are each seen twice, by another camera in another light.
@@ -55,11 +58,12 @@ class PhotoViews:
             FileNotFoundError: there are not two photos.
             ValueError: a number is out of range.
         """
-        if n < 2 or size < 16 or not 0 < reach[0] <= reach[1] <= 1:
-            raise ValueError(
-                "views need n >= 2, size >= 16 and 0 < reach <= 1, not "
-                f"{n}, {size} and {tuple(reach)}"
-            )
+        if n < 2:
+            raise ValueError(f"views are told from those of other photos: take two a step, not {n}")
+        if size < _LEAST:
+            raise ValueError(f"views have {_LEAST} pixels along each side at least, not {size}")
+        if not 0 < reach[0] <= reach[1] <= 1:
+            raise ValueError(f"views reach over 0 to 1 of the short side, not {tuple(reach)}")
         self.name = os.fsdecode(folder)
         found = find_images(self.name)
         self.files = found.files
@@ -80,7 +84,13 @@ class PhotoViews:
 
     def read(self, index: int) -> UInt8[np.ndarray, "H W 3"]:
         """Decode a photo, as large as views need it."""
-        return load_image(self.files[index], round(_DETAIL * self.size)).pixels
+        pixels = load_image(self.files[index], round(_DETAIL * self.size)).pixels
+        if min(pixels.shape[:2]) < _LEAST:
+            raise ValueError(
+                f"{self.files[index]} has {pixels.shape[0]} x {pixels.shape[1]} pixels, and views "
+                f"are cut from {_LEAST} along each side: leave it out"
+            )
+        return pixels
 
     def name_of(self, index: int) -> str:
         """The photo's path."""
