@@ -240,7 +240,7 @@ def gone(pid):
 
 
 @pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="Windows has no masks")
-def test_processes_arewithout_ctrl_c_from_their_first_moment():
+def test_processes_are_deaf_to_ctrl_c_from_their_first_moment():
     """Those that start them are not: what was pressed meanwhile comes afterwards."""
     asked = "import signal; print(signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, []))"
     with pytest.raises(KeyboardInterrupt), without_ctrl_c():

@@ -106,20 +106,10 @@ def state_of(weights, plan, **options):
 
 
 def differ(a, b):
-    """The largest difference of two pytrees, each array's as a part of its largest entry.
-
-    A lone number may be a sum in which nearly all cancels, as the exponent's gradient is, and then
-    has the rounding of its terms: it counts as a hundredth of the largest entry of all at least.
-    """
-    pairs = [
-        (np.asarray(x), np.asarray(y))
-        for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
-    ]
-    largest = max(np.abs(x).max() for x, _ in pairs)
-    least = [1e-2 * largest if x.size == 1 else 1e-12 for x, _ in pairs]
+    """The largest difference of two pytrees, each array's as a part of its largest entry."""
     return max(
-        float(np.abs(x - y).max() / max(np.abs(x).max(), floor))
-        for (x, y), floor in zip(pairs, least, strict=True)
+        float(np.abs(np.asarray(x) - np.asarray(y)).max() / max(np.abs(np.asarray(x)).max(), 1e-12))
+        for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
     )
 
 
@@ -142,7 +132,10 @@ def test_chunks_and_devices_change_nothing(weights, searches, kind, boxes):
     cut = replace(plan, chunk=2)
     for batch, way in ((searches, cut), (spread(searches, 2), plan), (spread(searches, 2), cut)):
         gradient, also, now = step(state, batch, plan=way)
-        assert differ(expected, gradient) < 1e-5
+        # The exponent's is a sum in which nearly all cancels: on some machines it has rounding of
+        # 1.4e-5 of itself, where that of the weights is 1e-6 of theirs.
+        assert differ(expected._replace(log_exponent=0), gradient._replace(log_exponent=0)) < 1e-5
+        assert differ(expected.log_exponent, gradient.log_exponent) < 5e-5
         assert differ(facts, also) < 1e-5
         if moments is not None:
             assert differ(moments, now) < 1e-5
