@@ -767,6 +767,33 @@ def test_interrupted_says_what_is_kept(capsys, made, monkeypatch):
     assert "kept" in err and "same command" in err and "Traceback" not in err
 
 
+def test_ctrl_c_is_heard_even_where_python_drops_it(tmp_path):
+    """In a callback of the garbage collector, such as JAX has one."""
+    asked = """
+import gc, signal, sys, time
+from rmacjax import cli
+
+def callback(*_):
+    gc.callbacks.clear()
+    signal.raise_signal(signal.SIGINT)
+
+def demo():
+    gc.callbacks.append(callback)
+    gc.collect()
+    time.sleep(30)
+    print("went on")
+
+cli.function_of = lambda name: demo
+sys.argv = ["rmacjax", "demo"]
+sys.exit(cli.main())
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", asked], capture_output=True, text=True, cwd=tmp_path, timeout=60
+    )
+    assert (done.returncode, done.stdout) == (130, "")
+    assert done.stderr.startswith("Interrupted.") and "Traceback" not in done.stderr
+
+
 def test_traceback_only_on_demand(capsys, tmp_path, monkeypatch):
     assert "Traceback" not in run(capsys, "search", tmp_path, "q.jpg")[2]
     monkeypatch.setenv("RMACJAX_TRACEBACK", "1")

@@ -136,6 +136,18 @@ def test_a_dry_run_says_what_the_run_would(capsys, objects, tmp_path):
     assert code == 2 and not text and "made with other options" in err, err
 
 
+def test_a_report_may_lie_in_the_folder_that_the_run_makes(capsys, objects, tmp_path):
+    words = ["--data", objects, "--weights", "untrained:alexnet", "--long-side", 64, "--workers", 0]
+    words += ["--objects", 2, "--steps", 1, "--json", tmp_path / "run" / "report.json"]
+    code, _, err = run(capsys, tmp_path / "run", *words, "--dry-run")
+    assert code == 1 and "make it first" in err and not (tmp_path / "run").exists(), err
+    code, _, err = run(capsys, tmp_path / "other", *words)
+    assert code == 1 and "make it first" in err and not list(tmp_path.iterdir()), err
+    assert run(capsys, tmp_path / "run", *words)[0] == 0
+    report = json.loads((tmp_path / "run" / "report.json").read_text(encoding="utf-8"))
+    assert report["steps"] == 1
+
+
 def test_networks_of_another_run_are_not_replaced(capsys, objects, tmp_path, monkeypatch):
     words = ["--data", objects, "--weights", "untrained:alexnet", "--long-side", 64]
     words += ["--objects", 2, "--steps", 1, "--workers", 0]

@@ -401,6 +401,10 @@ def test_a_run_that_ended_early_stays_ended_and_counts_on_when_stopped(params, f
     assert (parts.early, parts.step, parts.score) == (True, 5, 0.6)
     again = fit(params, source, tmp_path / "b", validate=judge([]), **words)
     assert (again.early, again.step) == (True, 5)
+    # Whoever waits longer after all goes on, and saves as often as they like.
+    words["run"] = replace(run, patience=5, save_every=2)
+    longer = fit(params, source, tmp_path / "b", validate=judge([0.1, 0.7, 0.2, 0.3]), **words)
+    assert (longer.early, longer.step, longer.best_step, longer.score) == (False, 9, 7, 0.7)
 
 
 def test_devices_that_cannot_share_a_step_are_said_before_anything_is_done(

@@ -6,12 +6,14 @@ with a network wait for JAX. What a command reports goes to stdout, everything e
 Exit codes: 0 done, 1 failed, 2 wrongly called, 130 interrupted.
 """
 
+import _thread
 import gc
 import inspect
 import os
 import signal
 import sys
 import textwrap
+import threading
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from functools import wraps
@@ -88,6 +90,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0 done, 1 failed, 2 wrongly called, 130 interrupted.
     """
     words = list(sys.argv[1:] if argv is None else argv)
+    if argv is None:
+        _hear_ctrl_c()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
@@ -106,6 +110,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         _flush()
         os._exit(code)
     return code
+
+
+def _hear_ctrl_c() -> None:
+    """Let Ctrl-C come again when it fell into a callback, of JAX's say: there Python drops it."""
+    before = sys.unraisablehook
+
+    def hook(dropped: "sys.UnraisableHookArgs") -> None:
+        if isinstance(dropped.exc_value, KeyboardInterrupt):
+            threading.Timer(0.05, _thread.interrupt_main).start()
+        else:
+            before(dropped)
+
+    sys.unraisablehook = hook
 
 
 def _dispatch(words: list[str]) -> int:
@@ -198,7 +215,10 @@ def _description(function: Callable[..., None]) -> str:
 
 def _sentence(error: BaseException) -> str:
     if isinstance(error, MemoryError):
-        return "there is not enough memory: take a smaller --long-side, or fewer photos at once"
+        return (
+            "there is not enough memory: take smaller photos (--long-side; of generated ones the "
+            "sides in --stages), or fewer at once"
+        )
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         return f"{error.filename!r}: {error.strerror}"
     return str(error) or type(error).__name__

@@ -12,6 +12,7 @@ from rmacjax.cli.training import (
     Made,
     check_out,
     duration_of,
+    is_made_with,
     refuse_idle_options,
     source_of,
     start_of,
@@ -184,7 +185,8 @@ def finetune(
         ]
     )
     check_out(out)
-    check_writable(json)
+    if dry_run or not is_made_with(out, json):
+        check_writable(json)
     prepare()
     from rmacjax.backbones import minimum_size
     from rmacjax.descriptors import Settings

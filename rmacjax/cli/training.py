@@ -45,6 +45,13 @@ def check_out(out: str) -> None:
         )
 
 
+def is_made_with(out: str, file: str | None) -> bool:
+    """Whether a file lies in a run's folder that is still to be made."""
+    if file is None or file == "-" or os.path.exists(out):
+        return False
+    return os.path.dirname(os.path.abspath(file)) == os.path.abspath(out)
+
+
 def there(module: str) -> bool:
     """Whether a module is installed."""
     try:

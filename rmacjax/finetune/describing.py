@@ -9,27 +9,16 @@ import jax
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
+from rmacjax.backbones import minimum_size
 from rmacjax.descriptors import Params, Settings
 from rmacjax.extraction import Failed, extract
+from rmacjax.finetune.making import read_photo
+from rmacjax.finetune.sources.protocols import Photos
 
-__all__ = ["LabelledPhotos", "Photos", "describe_images", "on_one_device"]
+__all__ = ["LabelledPhotos", "describe_images", "on_one_device"]
 
 READ_AHEAD = 64
 """Photos that are read together."""
-
-
-@runtime_checkable
-class Photos(Protocol):
-    """Photos, read at random."""
-
-    def __len__(self) -> int:
-        """How many photos there are."""
-
-    def read(self, index: int) -> UInt8[np.ndarray, "H W 3"]:
-        """Read a photo: RGB; OSError or ValueError with a sentence where that fails."""
-
-    def name_of(self, index: int) -> str:
-        """Say which photo it is."""
 
 
 @runtime_checkable
@@ -62,7 +51,7 @@ def describe_images(
     skipped: dict[int, str] = {}
     read: list[int] = []
     vectors: dict[int, np.ndarray] = {}
-    photos = _read(source, indices, read, skipped)
+    photos = _read(source, indices, minimum_size(params.network), read, skipped)
     for item in extract(on_one_device(params), photos, settings=settings):
         if isinstance(item, Failed):
             name, sentence = source.name_of(read[item.index]), str(item.error)
@@ -79,13 +68,13 @@ def on_one_device(params: Params) -> Params:
 
 
 def _read(
-    source: Photos, indices: list[int], read: list[int], skipped: dict[int, str]
+    source: Photos, indices: list[int], least: int, read: list[int], skipped: dict[int, str]
 ) -> Iterator[UInt8[np.ndarray, "_ _ 3"]]:
     """The photos that can be read, noting which they are, and why the others cannot."""
 
     def attempt(index: int) -> np.ndarray | str:
         try:
-            return source.read(index)
+            return read_photo(source, index, least)
         except (OSError, ValueError) as error:
             return str(error)
 

@@ -99,6 +99,7 @@ def fit(
         if latest is not None:
             state, extras = checkpoints.restore(state)
             place = Place.of(extras)
+            place.stop = place.stop._replace(patience=run.patience)
         with Records(
             folder,
             total_steps=plan.rates.steps,
@@ -152,12 +153,13 @@ def check_folder(
 def _checkpoints(
     params: Params, source: Source | Drawn, folder: str | os.PathLike[str], plan: Plan, run: Run
 ) -> Checkpoints:
-    """A run's checkpoints, which know what decides what is learned."""
+    """A run's checkpoints, which know what decides what is learned, but not how long one waits."""
+    decides = replace(run, workers=0, patience=0, save_every=1)
     made_with = {
         "weights": fingerprint(params, run.settings),
         "source": identity(source),
         "plan": plain(asdict(plan)),
-        "run": plain(asdict(replace(run, workers=0))),
+        "run": plain(asdict(decides)),
     }
     return Checkpoints(os.path.join(os.fsdecode(folder), CHECKPOINTS), made_with=made_with)
 

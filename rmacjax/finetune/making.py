@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float32, Int32, UInt8
 
 from rmacjax.finetune.sources.plans import Planned
-from rmacjax.finetune.sources.protocols import Drawn, Source
+from rmacjax.finetune.sources.protocols import Drawn, Photos, Source
 from rmacjax.finetune.sources.views import PhotoViews
 from rmacjax.preprocessing import bucket_side, padded
 
@@ -127,13 +127,7 @@ def _read(source: Source, planned: Planned, least: int) -> Made:
     labels = np.asarray(planned.labels, np.int32)
     for row, index in enumerate(planned.indices):
         try:
-            image = source.read(index)
-            if min(image.shape[:2]) < least:
-                raise ValueError(
-                    f"{source.name_of(index)} has {image.shape[0]} x {image.shape[1]} pixels, and "
-                    f"the network needs {least} along each side: leave it out"
-                )
-            images.append(image)
+            images.append(read_photo(source, index, least))
         except (OSError, ValueError) as error:
             unreadable.append(str(error))
             labels[row] = -1
@@ -142,6 +136,27 @@ def _read(source: Source, planned: Planned, least: int) -> Made:
     files = tuple(source.name_of(index) for index in planned.indices)
     clusters = np.asarray(planned.clusters, np.int32)
     return Made((padded(images),), labels, clusters, None, None, files, tuple(unreadable))
+
+
+def read_photo(source: Photos, index: int, least: int) -> UInt8[np.ndarray, "H W 3"]:
+    """Read a photo for a network.
+
+    Args:
+        source: photos.
+        index: which one.
+        least: the shortest side that the network can take, in pixels.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no photo, or too small.
+    """
+    image = source.read(index)
+    if min(image.shape[:2]) < least:
+        raise ValueError(
+            f"{source.name_of(index)} has {image.shape[0]} x {image.shape[1]} pixels, and "
+            f"the network needs {least} along each side: leave it out"
+        )
+    return image
 
 
 def _filled(images: UInt8[np.ndarray, "n h w 3"]) -> Pixels:

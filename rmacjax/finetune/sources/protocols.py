@@ -5,7 +5,21 @@ from typing import NamedTuple, Protocol, TypeGuard, runtime_checkable
 import numpy as np
 from jaxtyping import Float32, Int, Int32, UInt8
 
-__all__ = ["Drawing", "Drawn", "Source", "is_labelled", "numbered"]
+__all__ = ["Drawing", "Drawn", "Photos", "Source", "is_labelled", "numbered"]
+
+
+@runtime_checkable
+class Photos(Protocol):
+    """Photos, read at random."""
+
+    def __len__(self) -> int:
+        """How many photos there are."""
+
+    def read(self, index: int) -> UInt8[np.ndarray, "H W 3"]:
+        """Read a photo: RGB; OSError or ValueError with a sentence where that fails."""
+
+    def name_of(self, index: int) -> str:
+        """Say which photo it is."""
 
 
 @runtime_checkable
