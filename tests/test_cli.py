@@ -780,8 +780,12 @@ def callback(*_):
 def demo():
     gc.callbacks.append(callback)
     gc.collect()
-    time.sleep(30)
-    print("went on")
+    begun = time.monotonic()
+    try:
+        time.sleep(30)
+    finally:
+        if time.monotonic() > begun + 20:
+            print("waited")
 
 cli.function_of = lambda name: demo
 sys.argv = ["rmacjax", "demo"]
@@ -790,6 +794,7 @@ sys.exit(cli.main())
     done = subprocess.run(
         [sys.executable, "-c", asked], capture_output=True, text=True, cwd=tmp_path, timeout=60
     )
+    assert "waited" not in done.stdout, "the wait was not ended"
     assert (done.returncode, done.stdout) == (130, "")
     assert done.stderr.startswith("Interrupted.") and "Traceback" not in done.stderr
 

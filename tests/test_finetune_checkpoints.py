@@ -353,8 +353,30 @@ def test_what_orbax_raises_of_no_kind_is_a_damaged_checkpoint_too(saved, monkeyp
 
     with Checkpoints(saved) as checkpoints:
         monkeypatch.setattr(checkpoints._manager, "restore", broken)
-        with pytest.raises(OSError, match=r"3' is damaged \(an array could not be read\): remove"):
+        with pytest.raises(OSError, match=r"3' cannot be read \(an array could not be read\): if"):
             checkpoints.restore(state_of(0.0))
+
+        def short(*_, **__):
+            raise MemoryError
+
+        # No word of damage: someone might remove what is sound.
+        monkeypatch.setattr(checkpoints._manager, "restore", short)
+        with pytest.raises(MemoryError):
+            checkpoints.restore(state_of(0.0))
+
+
+def test_a_damaged_score_is_told_and_lets_go_of_the_folder(tmp_path):
+    folder = tmp_path / "run"
+    with Checkpoints(folder) as checkpoints:
+        checkpoints.save(1, {"x": jnp.ones(3)}, score=0.5)
+    file = folder / "1" / "metrics" / "metrics"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:3])
+    with pytest.raises(OSError, match=r"one of the checkpoints in '.*run' is damaged"):
+        Checkpoints(folder)
+    file.write_bytes(whole)
+    with Checkpoints(folder) as checkpoints:
+        assert checkpoints.score(1) == 0.5
 
 
 @pytest.mark.parametrize("left", [0.5, 100])
@@ -369,7 +391,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_whole(saved, rng, c
             size = int(left * file.stat().st_size) if left < 1 else left
             file.write_bytes(file.read_bytes()[:size])
     with Checkpoints(saved) as checkpoints:
-        with pytest.raises(OSError, match=r"the checkpoint '.*4' is damaged .*remove that folder"):
+        with pytest.raises(OSError, match=r"'.*4' cannot be read .*remove that folder to"):
             checkpoints.restore(state_of(0.0))
         same(checkpoints.restore(state_of(0.0), step=3)[0], state_of(3.0))
     gc.collect()

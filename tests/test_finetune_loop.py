@@ -15,11 +15,12 @@ import pytest
 from PIL import Image
 from safetensors import safe_open
 
-import rmacjax.finetune.loop
 from rmacjax import scenes
 from rmacjax.backbones import TORCHVISION_CONVENTION, Network, initialize
 from rmacjax.descriptors import Params, Settings
 from rmacjax.extraction import describe
+from rmacjax.finetune import loop
+from rmacjax.finetune.checkpoints import Checkpoints
 from rmacjax.finetune.loop import fit, foresee
 from rmacjax.finetune.optimizer import Rates, optimizer
 from rmacjax.finetune.runs import Diverged, Run, Stopped, identity
@@ -32,7 +33,7 @@ from rmacjax.finetune.sources import (
 )
 from rmacjax.finetune.sources.plans import plan_epoch
 from rmacjax.finetune.state import Forward, initial_state
-from rmacjax.finetune.step import Objective, Plan, embed
+from rmacjax.finetune.step import Objective, Plan, embed, train_step
 from rmacjax.finetune.validation import Validation, label_validator
 
 NETWORK = Network("alexnet", False, TORCHVISION_CONVENTION, gem_p=10.0)
@@ -154,6 +155,39 @@ def test_stopped_and_continued_is_the_same(params, folder, tmp_path, monkeypatch
         fit(params, source, tmp_path / "parts", plan=other, run=run)
 
 
+def test_ctrl_c_in_a_step_keeps_the_step_and_once_more_does_no_harm(params, tmp_path, monkeypatch):
+    """Where one presses it: while the device is at work, and again while networks are saved."""
+    source = GeneratedScenes(parse_stages("views:64:4:9"))
+    run = Run(settings=SETTINGS, workers=0)
+    again: list[str] = []
+
+    def pressed(state, batch, *, plan):
+        if int(state.step) == 2:
+            signal.raise_signal(signal.SIGINT)
+        return train_step(state, batch, plan=plan)
+
+    def impatient(checkpoints):
+        if again:
+            signal.raise_signal(signal.SIGINT)
+        return latest(checkpoints)
+
+    def said(records, sentence):
+        again.extend([sentence] if sentence.startswith("Stopping") else [])
+
+    latest = Checkpoints.latest
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "train_step", pressed)
+        patch.setattr(Checkpoints, "latest", impatient)
+        patch.setattr(loop.Records, "say", said)
+        with pytest.raises(Stopped) as stopped:
+            fit(params, source, tmp_path / "parts", plan=plan_of(5), run=run)
+    assert stopped.value.done.step == 3 and len(again) == 1
+    done = fit(params, source, tmp_path / "parts", plan=plan_of(5), run=run)
+    whole = fit(params, source, tmp_path / "whole", plan=plan_of(5), run=run)
+    for name, array in weights_of(whole).items():
+        np.testing.assert_array_equal(array, weights_of(done)[name])
+
+
 def test_a_loss_that_is_no_number_says_where_and_what_to_try(params, tmp_path):
     source = GeneratedScenes(parse_stages("views:64:4:9"))
     broken = {**params.weights, "conv5.bias": params.weights["conv5.bias"].at[0].set(np.nan)}
@@ -182,7 +216,7 @@ def test_what_was_best_before_the_loss_was_no_number_is_not_lost(params, tmp_pat
     source = GeneratedScenes(parse_stages("views:64:4:9"))
     run = Run(settings=SETTINGS, workers=0, validate_every=1)
     scores = iter([0.1, 0.2, 0.9, 0.5])
-    real = rmacjax.finetune.loop.train_step
+    real = loop.train_step
 
     def broken(state, batch, *, plan):
         if int(state.step) == 3:
@@ -197,7 +231,7 @@ def test_what_was_best_before_the_loss_was_no_number_is_not_lost(params, tmp_pat
         return after, facts
 
     whole = []
-    monkeypatch.setattr(rmacjax.finetune.loop, "train_step", broken)
+    monkeypatch.setattr(loop, "train_step", broken)
 
     def judge(_):
         score = next(scores)
@@ -401,10 +435,16 @@ def test_a_run_that_ended_early_stays_ended_and_counts_on_when_stopped(params, f
     assert (parts.early, parts.step, parts.score) == (True, 5, 0.6)
     again = fit(params, source, tmp_path / "b", validate=judge([]), **words)
     assert (again.early, again.step) == (True, 5)
-    # Whoever waits longer after all goes on, and saves as often as they like.
+    # Whoever waits less, after all, is told that it ended.
+    words["run"] = replace(run, patience=2)
+    sooner = fit(params, source, tmp_path / "b", validate=judge([]), **words)
+    assert (sooner.early, sooner.step) == (True, 5)
+    # Whoever waits longer goes on, and saves as often as they like.
     words["run"] = replace(run, patience=5, save_every=2)
     longer = fit(params, source, tmp_path / "b", validate=judge([0.1, 0.7, 0.2, 0.3]), **words)
     assert (longer.early, longer.step, longer.best_step, longer.score) == (False, 9, 7, 0.7)
+    words["run"] = replace(run, patience=2)  # the wait was over with the last step
+    assert not fit(params, source, tmp_path / "b", validate=judge([]), **words).early
 
 
 def test_devices_that_cannot_share_a_step_are_said_before_anything_is_done(

@@ -118,11 +118,20 @@ def _hear_ctrl_c() -> None:
 
     def hook(dropped: "sys.UnraisableHookArgs") -> None:
         if isinstance(dropped.exc_value, KeyboardInterrupt):
-            threading.Timer(0.05, _thread.interrupt_main).start()
+            threading.Timer(0.05, _interrupt).start()
         else:
             before(dropped)
 
     sys.unraisablehook = hook
+
+
+def _interrupt() -> None:
+    """Ctrl-C, from another thread: a signal, which also ends a wait."""
+    main_thread = threading.main_thread().ident
+    if hasattr(signal, "pthread_kill") and main_thread is not None:
+        signal.pthread_kill(main_thread, signal.SIGINT)
+    else:  # Windows
+        _thread.interrupt_main()
 
 
 def _dispatch(words: list[str]) -> int:
@@ -155,8 +164,6 @@ def function_of(name: str) -> Callable[..., None]:
 
 
 def _run(name: str, words: list[str]) -> int:
-    import tyro
-
     trace = bool(os.environ.get("RMACJAX_TRACEBACK"))
     function = function_of(name)
     begun = False
@@ -168,6 +175,8 @@ def _run(name: str, words: list[str]) -> int:
         function(*arguments, **options)
 
     try:
+        import tyro
+
         tyro.cli(
             command,
             description=_description(function),
@@ -215,10 +224,7 @@ def _description(function: Callable[..., None]) -> str:
 
 def _sentence(error: BaseException) -> str:
     if isinstance(error, MemoryError):
-        return (
-            "there is not enough memory: take smaller photos (--long-side; of generated ones the "
-            "sides in --stages), or fewer at once"
-        )
+        return "there is not enough memory: take smaller photos, or fewer at once"
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         return f"{error.filename!r}: {error.strerror}"
     return str(error) or type(error).__name__

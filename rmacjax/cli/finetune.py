@@ -12,7 +12,7 @@ from rmacjax.cli.training import (
     Made,
     check_out,
     duration_of,
-    is_made_with,
+    lies_in_new_folder,
     refuse_idle_options,
     source_of,
     start_of,
@@ -185,7 +185,7 @@ def finetune(
         ]
     )
     check_out(out)
-    if dry_run or not is_made_with(out, json):
+    if dry_run or not lies_in_new_folder(out, json):
         check_writable(json)
     prepare()
     from rmacjax.backbones import minimum_size

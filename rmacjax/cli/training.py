@@ -45,7 +45,7 @@ def check_out(out: str) -> None:
         )
 
 
-def is_made_with(out: str, file: str | None) -> bool:
+def lies_in_new_folder(out: str, file: str | None) -> bool:
     """Whether a file lies in a run's folder that is still to be made."""
     if file is None or file == "-" or os.path.exists(out):
         return False
@@ -201,12 +201,15 @@ class Made(NamedTuple):
 
     def write_all(self, done: "Finished") -> list[str]:
         """Write the best network, where networks were measured, and the last; returns the files."""
+        from rmacjax.finetune.interruption import undisturbed
+
         networks = ((done.best, done.best_step), (done.last, done.step))
-        return [
-            self.write(name, learned, step)
-            for name, (learned, step) in zip(NETWORKS, networks, strict=True)
-            if learned is not None and step is not None
-        ]
+        with undisturbed():
+            return [
+                self.write(name, learned, step)
+                for name, (learned, step) in zip(NETWORKS, networks, strict=True)
+                if learned is not None and step is not None
+            ]
 
     def write(self, name: str, params: "Params", steps: int) -> str:
         """Write a network after so many steps; returns its file."""

@@ -94,9 +94,15 @@ class Checkpoints:
                     cleanup_tmp_directories=True,
                 ),
             )
-        except BaseException:
+        except (OSError, MemoryError, KeyboardInterrupt):
             self._lock.close()
             raise
+        except Exception as error:
+            self._lock.close()
+            raise OSError(
+                f"one of the checkpoints in {self.folder!r} is damaged ({_first_line(error)}): "
+                "remove that one's folder"
+            ) from error
         try:
             self._check_made_with()
         except BaseException:
@@ -125,15 +131,18 @@ class Checkpoints:
 
     def best(self) -> int | None:
         """The step with the highest score, of equal ones the first; None where none has one."""
-        ranked = {step: self._manager.metrics(step) for step in self.steps()}
+        ranked = {step: self._metrics(step) for step in self.steps()}
         scored = [step for step, metrics in ranked.items() if metrics]
         return max(scored, key=lambda step: _rank(ranked[step]), default=None)
 
     def score(self, step: int) -> float | None:
         """The score that a checkpoint was saved with; None where it had none."""
-        self._check_step(step)
-        metrics = self._manager.metrics(step)
+        metrics = self._metrics(self._check_step(step))
         return float(metrics["score"]) if metrics else None
+
+    def _metrics(self, step: int) -> Any:
+        with self._reading(os.path.join(self.folder, str(step))):
+            return self._manager.metrics(step)
 
     def save(
         self,
@@ -236,8 +245,10 @@ class Checkpoints:
             self._wait()
         finally:
             with undisturbed():
-                self._manager.close()
-            self._lock.close()
+                try:
+                    self._manager.close()
+                finally:
+                    self._lock.close()
 
     def _wait(self) -> None:
         with self._writing(None):
@@ -249,6 +260,8 @@ class Checkpoints:
         try:
             with undisturbed():
                 yield
+        except MemoryError:
+            raise
         except Exception as error:  # Orbax raises those of no kind, too
             raise OSError(
                 f"{what} could not be written to {self.folder!r} ({_first_line(error)}): see "
@@ -260,10 +273,12 @@ class Checkpoints:
         try:
             with undisturbed():
                 yield
+        except MemoryError:
+            raise
         except Exception as error:
             raise OSError(
-                f"the checkpoint {place!r} is damaged ({_first_line(error)}): remove that folder "
-                "to go on from the one before"
+                f"the checkpoint {place!r} cannot be read ({_first_line(error)}): if it is "
+                "damaged, remove that folder to go on from the one before"
             ) from error
 
     def _check_step(self, step: int | None) -> int:
@@ -309,6 +324,8 @@ def _first_error_only(work: Callable[[], Any]) -> Any:
     try:
         try:
             return work()
+        except MemoryError:
+            raise
         except Exception as error:
             sentence = _first_line(error)
         time.sleep(0.1)

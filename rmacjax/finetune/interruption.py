@@ -12,6 +12,8 @@ __all__ = ["undisturbed", "without_ctrl_c"]
 def undisturbed(*, then_go_on: bool = False) -> Iterator[None]:
     """Let Ctrl-C wait until this is done: half a read or write looks like a damaged file.
 
+    What goes wrong meanwhile goes before it: then Ctrl-C is dropped.
+
     Args:
         then_go_on: whether what came meanwhile is dropped, not done afterwards.
     """
@@ -19,13 +21,13 @@ def undisturbed(*, then_go_on: bool = False) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread() or not callable(before):
         yield  # signals come to the main thread, and here nobody answers them
         return
-    came = threading.Event()
-    signal.signal(signal.SIGINT, lambda *_: came.set())
+    came: list[int] = []
+    signal.signal(signal.SIGINT, lambda number, _: came.append(number))
     try:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
-    if came.is_set() and not then_go_on:
+    if came and not then_go_on:
         before(signal.SIGINT, None)
 
 

@@ -99,7 +99,10 @@ class Loader:
         if workers:
             context = multiprocessing.get_context("spawn")
             self._pool = ProcessPoolExecutor(
-                workers, context, initializer=start, initargs=(source, self._least)
+                workers,
+                context,
+                initializer=start,
+                initargs=(source, self._least, context.Barrier(workers)),
             )
             with _one_thread_each(), without_ctrl_c():
                 for _ in range(workers):  # Processes start when there is something to do.

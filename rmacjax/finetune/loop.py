@@ -6,6 +6,7 @@ were made with, so a run that was stopped, however it ended, goes on to the same
 
 import os
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from itertools import chain, islice
 from typing import Any, NamedTuple, TypeGuard
@@ -92,6 +93,7 @@ def fit(
     place = Place(stop=EarlyStop(run.patience))
     _check_steps(source, plan, run)
     with (
+        ExitStack() as stopping,
         _checkpoints(params, source, folder, plan, run) as checkpoints,
         _loader(source, plan, run) as loader,
     ):
@@ -116,16 +118,17 @@ def fit(
             try:
                 trainer.train()
             except KeyboardInterrupt:
+                stopping.enter_context(undisturbed(then_go_on=True))  # once is enough
+                records.say("Stopping: what was learned until the last checkpoint is kept.")
                 if checkpoints.latest() is None:
                     raise
-                records.say("Stopping: what was learned until the last checkpoint is written.")
                 ended = Stopped()
             except Diverged as error:
                 if checkpoints.latest() is None:
                     raise
                 ended = error
         with undisturbed(then_go_on=True):
-            done = _finished(checkpoints, like, plan)
+            done = _finished(checkpoints, like, plan, run)
     if ended is not None:
         ended.done = done
         raise ended
@@ -164,10 +167,11 @@ def _checkpoints(
     return Checkpoints(os.path.join(os.fsdecode(folder), CHECKPOINTS), made_with=made_with)
 
 
-def _finished(checkpoints: Checkpoints, like: TrainState, plan: Plan) -> Finished:
+def _finished(checkpoints: Checkpoints, like: TrainState, plan: Plan, run: Run) -> Finished:
     """What a run has come to by its last checkpoint."""
     last, extras = checkpoints.restore(like)
     place, best = Place.of(extras), checkpoints.best()
+    waited = place.stop._replace(patience=run.patience).stop
     found = None
     if best is not None:
         found = trained_params(checkpoints.restore(like, step=best)[0], plan)
@@ -178,7 +182,7 @@ def _finished(checkpoints: Checkpoints, like: TrainState, plan: Plan) -> Finishe
         best,
         None if best is None else checkpoints.score(best),
         place.start,
-        place.stop.stop,
+        waited and int(last.step) < plan.rates.steps,
     )
 
 
@@ -189,13 +193,14 @@ class Foreseen(NamedTuple):
         batch: the largest of those looked at.
         shapes: how many padded sizes they have, each of which is compiled for.
         steps_per_epoch: where there are epochs.
-        unreadable: a sentence for each photo among them that cannot be used.
+        unreadable: a sentence for each photo among them that cannot be used, and for each step that
+            is passed over as too few are left.
     """
 
     batch: Batch
     shapes: int
     steps_per_epoch: int | None
-    unreadable: tuple[str, ...] = ()
+    unreadable: tuple[str, ...]
 
 
 def foresee(source: Source | Drawn, plan: Plan, run: Run) -> Foreseen:
@@ -325,7 +330,7 @@ class _Trainer:
             if step == 0:
                 self.place = replace(self.place, start=self._measure(0))
             while step < total and not self.place.stop.stop:
-                batches = self._epoch(step)
+                batches = self._epoch()
                 for loaded in batches:
                     step = self._step(step, loaded, batches)
                     if step >= total or self.place.stop.stop:
@@ -343,7 +348,7 @@ class _Trainer:
         if self.saved < step:
             self._save(step, None)
 
-    def _epoch(self, step: int) -> Batches:
+    def _epoch(self) -> Batches:
         """The batches of this epoch, from where it is."""
         source = self.loader.source
         if _is_planned(source, self.run):
@@ -361,19 +366,22 @@ class _Trainer:
         for sentence in loaded.unreadable:
             self._skip(sentence)
         batch = loaded.batch
-        with compiled_anew():
-            self.state, facts = train_step(self.state, spread(batch), plan=self.plan)
-        if int(self.state.step) == step:
-            raise Diverged(self._sorry(step, loaded, facts))
-        step += 1
-        self.place = replace(self.place, state=batches.state())
-        images = sum(len(block.images) for block in batch.blocks)
-        rate = rate_at(self.plan.rates, step - 1)
-        self.records.step(step, {**facts, "rate": rate}, images=images)
-        last = step >= self.plan.rates.steps
-        score = None
-        if self.run.validate_every and (step % self.run.validate_every == 0 or last):
-            score = self._measure(step)
+        every = self.run.validate_every
+        last = step + 1 >= self.plan.rates.steps
+        measured = every > 0 and ((step + 1) % every == 0 or last)
+        with undisturbed():  # a step is taken or not
+            with compiled_anew():
+                self.state, facts = train_step(self.state, spread(batch), plan=self.plan)
+            if int(self.state.step) == step:
+                raise Diverged(self._sorry(step, loaded, facts))
+            step += 1
+            self.place = replace(self.place, state=batches.state())
+            images = sum(len(block.images) for block in batch.blocks)
+            rate = rate_at(self.plan.rates, step - 1)
+            self.records.step(step, {**facts, "rate": rate}, images=images)
+            if not measured:
+                self.settled = step
+        score = self._measure(step) if measured else None
         if score is not None or last or step % self.run.save_every == 0:
             self._save(step, score)
         self.settled = step

@@ -9,6 +9,7 @@ import os
 import signal
 import threading
 from multiprocessing.connection import wait
+from multiprocessing.synchronize import Barrier
 from typing import NamedTuple
 
 import numpy as np
@@ -64,18 +65,21 @@ _mine: list[tuple[Source | Drawn, int]] = []
 """What `make` takes in this process, once `start` has run in it."""
 
 
-def start(source: Source | Drawn, least: int) -> None:
+def start(source: Source | Drawn, least: int, together: Barrier) -> None:
     """Make a process ready: it knows its source, leaves Ctrl-C to its parent and ends with it.
 
     Args:
         source: what images are made from.
         least: see `make`.
+        together: of all processes: were one ready for work before the others, those would be
+            started later, when there is more to do.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _mine[:] = [(source, least)]
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
+    together.wait()
 
 
 def _end_with(sentinel: int) -> None:
