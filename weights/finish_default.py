@@ -1,8 +1,8 @@
 """What is done to the network that ships after its training, without gradients.
 
-Mute channels of its last convolution get fresh kernels, all of its channels are made alike, its
-whitening is learned, and the scale of its four-bit maps is found, all on generated photos that it
-was not trained on.
+Channels of its last convolution that never answer, or nearly everywhere, get fresh kernels, all of
+its channels are made alike, its whitening is learned, and the scale of its four-bit maps is found,
+all on generated photos that it was not trained on.
 
     python weights/finish_default.py TRAINED.safetensors weights/default.safetensors
 """
@@ -151,29 +151,33 @@ def centroids(rows: np.ndarray, count: int, seed: int, rounds: int = 25) -> np.n
     return whiten @ found.T
 
 
-def revived(params: Params, photos: Sequence[np.ndarray], share: float, seed: int) -> Params:
-    """Give the last convolution's mute channels kernels that answer to what is there.
+def renewed(
+    params: Params, photos: Sequence[np.ndarray], share: float, most: float, seed: int
+) -> Params:
+    """Give the last convolution's channels that say nothing kernels that answer to what is there.
 
-    Training leaves channels that never answer, and no gradient brings them back. They get centroids
-    of what the layer before says, and thresholds at which they answer in `share` of all cells.
+    Training leaves channels that never answer, and no gradient brings them back; others answer
+    nearly everywhere, and so say next to nothing about where a thing is. Both get centroids of what
+    the layer before says, and thresholds at which they answer in `share` of all cells.
 
     Args:
         params: the network.
         photos: to listen to. A channel is mute that answers in less than `MUTE` of their cells.
         share: of the cells, between 0 and 1.
+        most: of the cells, in which a channel may answer that keeps its kernel.
         seed: decides the kernels.
     """
     often = (np.concatenate(answers(params, photos)) > 0).mean(0)
-    mute = often < MUTE
-    if not mute.any():
+    idle = (often < MUTE) | (often > most)
+    if not idle.any():
         return params
     kernel, bias = (np.array(params.weights[f"{LAST}.{part}"]) for part in PARTS)
-    fresh = centroids(patches(params, photos, 200, seed), int(mute.sum()), seed)
-    kernel[..., mute] = fresh.reshape(*kernel.shape[:3], -1)
-    bias[mute] = 0
+    fresh = centroids(patches(params, photos, 200, seed), int(idle.sum()), seed)
+    kernel[..., idle] = fresh.reshape(*kernel.shape[:3], -1)
+    bias[idle] = 0
     awake = _with(params, {f"{LAST}.kernel": kernel, f"{LAST}.bias": bias})
     threshold = np.quantile(np.concatenate(answers(awake, photos)), 1 - share, axis=0)
-    return _with(awake, {f"{LAST}.bias": np.where(mute, -threshold, bias)})
+    return _with(awake, {f"{LAST}.bias": np.where(idle, -threshold, bias)})
 
 
 def balanced(params: Params, photos: Sequence[np.ndarray], share: float) -> Params:
@@ -237,30 +241,40 @@ def faithful_scale(maxima: np.ndarray) -> float:
 
 
 def finish(
-    trained: str, out: Path, /, *, photos: int = 490, share: float = 0.15, seed: int = 0
+    trained: str,
+    out: Path,
+    /,
+    *,
+    photos: int = 490,
+    share: float = 0.15,
+    most: float = 0.3,
+    seed: int = 0,
 ) -> None:
-    """Revive and balance channels, learn the whitening and the scale, write the file that ships.
+    """Renew and balance channels, learn the whitening and the scale, write the file that ships.
 
     Args:
         trained: the trained network's file: AlexNet in torchvision's shape.
         out: the file to write.
         photos: generated photos to learn on, fourteen at least.
-        share: of all cells in which each channel answers at least, and a revived one at first.
+        share: of all cells in which each channel answers at least, and a renewed one at first.
+        most: of all cells in which a channel may answer that keeps what it learned; 1: in all.
         seed: decides the photos and the fresh kernels.
 
     Raises:
-        ValueError: another architecture, fewer photos, or a share that is none.
+        ValueError: another architecture, fewer photos, or shares that are none.
     """
     if photos < FEWEST:
         raise ValueError(f"--photos must be at least {FEWEST}, not {photos}.")
     if not 0 < share < 1:
         raise ValueError(f"--share must lie between 0 and 1, not at {share}.")
+    if not share <= most <= 1:
+        raise ValueError(f"--most must lie between --share and 1, not at {most}.")
     params = rmacjax.load(trained)
     if params.network.architecture != "alexnet" or params.network.last_pool:
         shape = params.network.architecture + (" with its last pool" * params.network.last_pool)
         raise ValueError(f"{trained} is {shape}: give an alexnet without its last pool.")
     generated = [photo_of(seed, i) for i in range(photos)]
-    params = revived(params, generated[1::4], share, seed)
+    params = renewed(params, generated[1::4], share, most, seed)
     params = balanced(params, generated[::2], share)
     # From here on with the numbers that the file can hold.
     kept = {n: jnp.asarray(v, jnp.float16).astype(jnp.float32) for n, v in params.weights.items()}
