@@ -372,7 +372,7 @@ def test_a_damaged_score_is_told_and_lets_go_of_the_folder(tmp_path):
     file = folder / "1" / "metrics" / "metrics"
     whole = file.read_bytes()
     file.write_bytes(whole[:3])
-    with pytest.raises(OSError, match=r"one of the checkpoints in '.*run' is damaged"):
+    with pytest.raises(OSError, match=r"the checkpoints in '.*run' cannot be read"):
         Checkpoints(folder)
     file.write_bytes(whole)
     with Checkpoints(folder) as checkpoints:

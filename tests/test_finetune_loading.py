@@ -206,6 +206,25 @@ def test_a_number_of_processes_below_zero_is_refused(source):
         Loader(source, NETWORK, workers=-1)
 
 
+class Slow:
+    """Takes its time in each process that it comes to."""
+
+    def __init__(self) -> None:
+        self.seconds = 3.0
+
+    def __setstate__(self, state: dict[str, float]) -> None:
+        time.sleep(state["seconds"])
+        self.__dict__.update(state)
+
+
+def test_all_processes_start_at_once_however_large_the_source(folder):
+    """Where one is ready before the next has read its source, that one is started all the same."""
+    source = FolderOfFolders(folder)
+    source.slow, source.more_than_a_pipe_holds = Slow(), bytes(300_000)
+    with Loader(source, NETWORK, workers=3) as loader:
+        assert len(loader._pool._processes) == 3
+
+
 def test_a_process_that_is_killed_is_said(source):
     with Loader(source, NETWORK, workers=1) as loader:
         os.kill(loader._pool.submit(os.getpid).result(), signal.SIGKILL)

@@ -160,9 +160,11 @@ def test_ctrl_c_in_a_step_keeps_the_step_and_once_more_does_no_harm(params, tmp_
     source = GeneratedScenes(parse_stages("views:64:4:9"))
     run = Run(settings=SETTINGS, workers=0)
     again: list[str] = []
+    said: list[str] = []
 
     def pressed(state, batch, *, plan):
         if int(state.step) == 2:
+            again.append("from now on")
             signal.raise_signal(signal.SIGINT)
         return train_step(state, batch, plan=plan)
 
@@ -171,17 +173,15 @@ def test_ctrl_c_in_a_step_keeps_the_step_and_once_more_does_no_harm(params, tmp_
             signal.raise_signal(signal.SIGINT)
         return latest(checkpoints)
 
-    def said(records, sentence):
-        again.extend([sentence] if sentence.startswith("Stopping") else [])
-
     latest = Checkpoints.latest
     with monkeypatch.context() as patch:
         patch.setattr(loop, "train_step", pressed)
         patch.setattr(Checkpoints, "latest", impatient)
-        patch.setattr(loop.Records, "say", said)
+        patch.setattr(loop.Records, "say", lambda _, sentence: said.append(sentence))
         with pytest.raises(Stopped) as stopped:
             fit(params, source, tmp_path / "parts", plan=plan_of(5), run=run)
-    assert stopped.value.done.step == 3 and len(again) == 1
+    assert stopped.value.done.step == 3
+    assert sum(sentence.startswith("Stopping") for sentence in said) == 1
     done = fit(params, source, tmp_path / "parts", plan=plan_of(5), run=run)
     whole = fit(params, source, tmp_path / "whole", plan=plan_of(5), run=run)
     for name, array in weights_of(whole).items():

@@ -1,8 +1,8 @@
 """What is done to the network that ships after its training, without gradients.
 
-Channels of its last convolution that never answer, or nearly everywhere, get fresh kernels, all of
-its channels are made alike, its whitening is learned, and the scale of its four-bit maps is found,
-all on generated photos that it was not trained on.
+Channels of its last convolution that never answer, or in much of every photo, get fresh kernels,
+all of its channels are made alike, its whitening is learned, and the scale of its four-bit maps is
+found, all on generated photos that it was not trained on.
 
     python weights/finish_default.py TRAINED.safetensors weights/default.safetensors
 """
@@ -156,9 +156,9 @@ def renewed(
 ) -> Params:
     """Give the last convolution's channels that say nothing kernels that answer to what is there.
 
-    Training leaves channels that never answer, and no gradient brings them back; others answer
-    nearly everywhere, and so say next to nothing about where a thing is. Both get centroids of what
-    the layer before says, and thresholds at which they answer in `share` of all cells.
+    Training leaves channels that never answer, and no gradient brings them back; others answer in
+    much of every photo, and so say next to nothing about where a thing is. Both get centroids of
+    what the layer before says, and thresholds at which they answer in `share` of all cells.
 
     Args:
         params: the network.

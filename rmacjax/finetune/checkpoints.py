@@ -100,8 +100,8 @@ class Checkpoints:
         except Exception as error:
             self._lock.close()
             raise OSError(
-                f"one of the checkpoints in {self.folder!r} is damaged ({_first_line(error)}): "
-                "remove that one's folder"
+                f"the checkpoints in {self.folder!r} cannot be read ({_first_line(error)}): if one "
+                "is damaged, remove that one's folder"
             ) from error
         try:
             self._check_made_with()

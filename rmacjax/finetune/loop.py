@@ -119,9 +119,9 @@ def fit(
                 trainer.train()
             except KeyboardInterrupt:
                 stopping.enter_context(undisturbed(then_go_on=True))  # once is enough
-                records.say("Stopping: what was learned until the last checkpoint is kept.")
                 if checkpoints.latest() is None:
                     raise
+                records.say("Stopping: what was learned until the last checkpoint is written.")
                 ended = Stopped()
             except Diverged as error:
                 if checkpoints.latest() is None:
@@ -343,7 +343,8 @@ class _Trainer:
             # Only where state and place belong together, and nothing is still to be measured.
             deleted = any(leaf.is_deleted() for leaf in jax.tree.leaves(self.state))
             if not deleted and self.settled == int(self.state.step):
-                self._save(self.settled, None)
+                with undisturbed(then_go_on=True):  # once is enough
+                    self._save(self.settled, None)
             raise
         if self.saved < step:
             self._save(step, None)
@@ -368,7 +369,7 @@ class _Trainer:
         batch = loaded.batch
         every = self.run.validate_every
         last = step + 1 >= self.plan.rates.steps
-        measured = every > 0 and ((step + 1) % every == 0 or last)
+        measured = self.validate is not None and every > 0 and ((step + 1) % every == 0 or last)
         with undisturbed():  # a step is taken or not
             with compiled_anew():
                 self.state, facts = train_step(self.state, spread(batch), plan=self.plan)
