@@ -18,21 +18,25 @@ def params():
     return Params(Network("alexnet", False, TORCHVISION_CONVENTION), initialize("alexnet", 0), None)
 
 
-def test_answers_are_the_map_before_its_relu(params, rng):
+@pytest.mark.parametrize("architecture", ["alexnet", "vgg16"])
+def test_answers_are_the_map_before_its_relu(architecture, rng):
+    network = Network(architecture, False, TORCHVISION_CONVENTION)
+    params = Params(network, initialize(architecture, 0), None)
     photos = list(rng.integers(0, 256, (3, 96, 128, 3), np.uint8))
     maps = np.asarray(rmacjax.activations(params, photos))
     found = np.stack(finish.answers(params, photos)).reshape(maps.shape)
     assert 0.2 < (found < 0).mean() < 0.8
     np.testing.assert_allclose(np.maximum(found, 0), maps, atol=1e-5 * maps.max())
-    bias = np.array(params.weights["conv5.bias"])
+    name = f"{finish.last_convolution(network)}.bias"
+    bias = np.array(params.weights[name])
     bias[3] = -50 * maps.max()
-    low = params._replace(weights={**params.weights, "conv5.bias": bias})
+    low = params._replace(weights={**params.weights, name: bias})
     lower = np.stack(finish.answers(low, photos)).reshape(maps.shape)
     np.testing.assert_allclose(lower[..., 3], found[..., 3] + bias[3], atol=1e-4 * maps.max())
     np.testing.assert_allclose(lower[..., 4:], found[..., 4:], atol=1e-4 * maps.max())
     bias[3] = np.nan
     with pytest.raises(ValueError, match="no finite numbers"):
-        finish.answers(params._replace(weights={**params.weights, "conv5.bias": bias}), photos)
+        finish.answers(params._replace(weights={**params.weights, name: bias}), photos)
 
 
 def test_balanced_channels_are_as_loud_as_each_other_and_none_is_thin(params, rng):
@@ -146,9 +150,9 @@ def test_the_file_that_is_written_is_a_whole_network(params, file, tmp_path):
     judging = replace(params.network, thresholds=(("filter", 0.5),))
     start = params._replace(network=judging)
     rmacjax.weights.save(file, start, origin="untrained", licence="Apache-2.0")
-    finish.finish(str(file), tmp_path / "default.safetensors", photos=14)
-    made = rmacjax.load(tmp_path / "default.safetensors")
-    assert made.network.name == "default" and made.network.activation_scale > 0
+    finish.finish(str(file), tmp_path / "mine.safetensors", photos=14)
+    made = rmacjax.load(tmp_path / "mine.safetensors")
+    assert made.network.name == "mine" and made.network.activation_scale > 0
     assert made.whitening is not None and made.network.thresholds == ()
     described = rmacjax.describe(made, [finish.photo_of(0, 3), finish.photo_of(1, 5)])
     np.testing.assert_allclose(np.linalg.norm(described, axis=1), 1, atol=1e-5)
@@ -162,9 +166,9 @@ def test_what_it_cannot_finish_is_refused(params, file, tmp_path):
             finish.finish(str(file), tmp_path / "default.safetensors", **options)
         assert not (tmp_path / "default.safetensors").exists()
 
-    refused("is alexnet with its last pool", replace(params.network, last_pool=True))
-    other = Network("squeezenet1_1", False, TORCHVISION_CONVENTION)
-    refused("is squeezenet1_1: give", other, initialize("squeezenet1_1", 0))
+    refused("ends with something else than a conv", replace(params.network, last_pool=True))
+    other = Network("squeezenet1_1", False, TORCHVISION_CONVENTION, name="squeezenet1_1")
+    refused("squeezenet1_1 ends with something", other, initialize("squeezenet1_1", 0))
     refused("--photos must be at least 14, not 13", photos=13)
     refused("--share must lie between 0 and 1", share=1.0)
     refused("--most must lie between --share and 1, not at 0.1", most=0.1)

@@ -1,4 +1,4 @@
-"""What is done to the network that ships after its training, without gradients.
+"""What is done to a network that ships after its training, without gradients.
 
 Channels of its last convolution that never answer, or in much of every photo, get fresh kernels,
 all of its channels are made alike, its whitening is learned, and the scale of its four-bit maps is
@@ -18,17 +18,14 @@ import tyro
 
 import rmacjax
 from rmacjax import scenes, weights
+from rmacjax.backbones import Network
+from rmacjax.backbones.layers import Convolution
 from rmacjax.descriptors import Params
 from rmacjax.integral import quantize
 from rmacjax.normalization import l2_normalize
 from rmacjax.pooling import region_maxima
 from rmacjax.regions import rmac_regions
 from rmacjax.whitening import fit_pca_whitening
-
-LAST = "conv5"
-"""The last convolution, whose ReLU ends the network."""
-
-PARTS = ("kernel", "bias")
 
 MUTE = 0.004
 """A channel that answers in less than this part of all cells has nothing to say."""
@@ -77,6 +74,28 @@ def photo_of(seed: int, number: int) -> np.ndarray:
     return scenes.photograph(rng, soft, strength=0.5)
 
 
+def last_convolution(network: Network) -> str:
+    """The name of the convolution whose ReLU ends a network.
+
+    Raises:
+        ValueError: it ends with something else.
+    """
+    layer = network.layers[-1]
+    if not isinstance(layer, Convolution):
+        raise ValueError(
+            f"{network.name} ends with something else than a convolution: give an alexnet or a "
+            "vgg16 without its last pool."
+        )
+    return layer.name
+
+
+def _kernel_and_bias(params: Params) -> tuple[np.ndarray, np.ndarray]:
+    """Those of the last convolution."""
+    last = last_convolution(params.network)
+    kernel, bias = (np.array(params.weights[f"{last}.{part}"]) for part in ("kernel", "bias"))
+    return kernel, bias
+
+
 def answers(params: Params, photos: Sequence[np.ndarray]) -> list[np.ndarray]:
     """What the last convolution answers to each photo before its ReLU: (cells, c) each.
 
@@ -89,11 +108,13 @@ def answers(params: Params, photos: Sequence[np.ndarray]) -> list[np.ndarray]:
     lift = max(1e-3, *(float(jnp.max(m)) for m in rmacjax.activations(params, list(photos[:8]))))
     while True:
         lift *= 8
-        bias = params.weights[f"{LAST}.bias"] + lift
-        lifted = _with(params, {f"{LAST}.bias": bias})
+        lifted = _with(params, bias=_kernel_and_bias(params)[1] + lift)
         maps = [np.asarray(m).reshape(-1, channels) for m in rmacjax.activations(lifted, photos)]
         if not all(np.isfinite(map_).all() for map_ in maps):
-            raise ValueError(f"{LAST} answers with activations that are no finite numbers.")
+            raise ValueError(
+                f"{last_convolution(params.network)} answers with activations that are no finite "
+                "numbers."
+            )
         if min(map_.min() for map_ in maps) > 0:
             return [map_ - lift for map_ in maps]
 
@@ -108,9 +129,9 @@ def patches(params: Params, photos: Sequence[np.ndarray], count: int, seed: int)
         seed: decides the places.
     """
     rng = np.random.default_rng([seed, 996])
-    kernel, bias = (np.zeros(params.weights[f"{LAST}.{part}"].shape) for part in PARTS)
+    kernel, bias = (np.zeros_like(part) for part in _kernel_and_bias(params))
     kernel[1, 1] = np.eye(len(bias))
-    through = _with(params, {f"{LAST}.kernel": kernel, f"{LAST}.bias": bias})
+    through = _with(params, kernel, bias)
     rows = []
     for map_ in rmacjax.activations(through, list(photos)):
         windows = np.lib.stride_tricks.sliding_window_view(np.asarray(map_), (3, 3), axis=(0, 1))
@@ -171,13 +192,13 @@ def renewed(
     idle = (often < MUTE) | (often > most)
     if not idle.any():
         return params
-    kernel, bias = (np.array(params.weights[f"{LAST}.{part}"]) for part in PARTS)
+    kernel, bias = _kernel_and_bias(params)
     fresh = centroids(patches(params, photos, 200, seed), int(idle.sum()), seed)
     kernel[..., idle] = fresh.reshape(*kernel.shape[:3], -1)
     bias[idle] = 0
-    awake = _with(params, {f"{LAST}.kernel": kernel, f"{LAST}.bias": bias})
+    awake = _with(params, kernel, bias)
     threshold = np.quantile(np.concatenate(answers(awake, photos)), 1 - share, axis=0)
-    return _with(awake, {f"{LAST}.bias": np.where(idle, -threshold, bias)})
+    return _with(awake, bias=np.where(idle, -threshold, bias))
 
 
 def balanced(params: Params, photos: Sequence[np.ndarray], share: float) -> Params:
@@ -199,21 +220,28 @@ def balanced(params: Params, photos: Sequence[np.ndarray], share: float) -> Para
     """
     seen = np.concatenate(answers(params, photos))
     threshold = np.minimum(np.quantile(seen, 1 - share, axis=0), 0)
-    kernel, bias = (np.asarray(params.weights[f"{LAST}.{part}"], float) for part in PARTS)
-    moved = _with(params, {f"{LAST}.bias": bias - threshold})
+    kernel, bias = (part.astype(float) for part in _kernel_and_bias(params))
+    moved = _with(params, bias=bias - threshold)
     loud = np.sqrt(np.mean(np.square(region_maxima_of(moved, photos)), axis=0))
     speaks = loud > 1e-6 * loud.max()
     if not speaks.any():
-        raise ValueError(f"No channel of {LAST} answers to any of the photos.")
+        raise ValueError(
+            f"No channel of {last_convolution(params.network)} answers to any of the photos."
+        )
     factor = np.where(speaks, 1 / np.where(speaks, loud, 1), 0)
-    return _with(
-        moved, {f"{LAST}.kernel": kernel * factor, f"{LAST}.bias": (bias - threshold) * factor}
-    )
+    return _with(moved, kernel * factor, (bias - threshold) * factor)
 
 
-def _with(params: Params, changed: dict[str, np.ndarray]) -> Params:
-    narrow = {name: jnp.asarray(value, jnp.float32) for name, value in changed.items()}
-    return params._replace(weights={**params.weights, **narrow})
+def _with(
+    params: Params, kernel: np.ndarray | None = None, bias: np.ndarray | None = None
+) -> Params:
+    """The network with another last convolution."""
+    last = last_convolution(params.network)
+    weights = dict(params.weights)
+    for part, value in (("kernel", kernel), ("bias", bias)):
+        if value is not None:
+            weights[f"{last}.{part}"] = jnp.asarray(value, jnp.float32)
+    return params._replace(weights=weights)
 
 
 def _unit(rows: np.ndarray) -> np.ndarray:
@@ -253,7 +281,7 @@ def finish(
     """Renew and balance channels, learn the whitening and the scale, write the file that ships.
 
     Args:
-        trained: the trained network's file: AlexNet in torchvision's shape.
+        trained: the trained network's file, one that ends with a convolution: alexnet or vgg16.
         out: the file to write.
         photos: generated photos to learn on, fourteen at least.
         share: of all cells in which each channel answers at least, and a renewed one at first.
@@ -270,9 +298,7 @@ def finish(
     if not share <= most <= 1:
         raise ValueError(f"--most must lie between --share and 1, not at {most}.")
     params = rmacjax.load(trained)
-    if params.network.architecture != "alexnet" or params.network.last_pool:
-        shape = params.network.architecture + (" with its last pool" * params.network.last_pool)
-        raise ValueError(f"{trained} is {shape}: give an alexnet without its last pool.")
+    last_convolution(params.network)
     generated = [photo_of(seed, i) for i in range(photos)]
     params = renewed(params, generated[1::4], share, most, seed)
     params = balanced(params, generated[::2], share)
@@ -284,7 +310,7 @@ def finish(
     # Scores of other descriptors: lines between found and not found have to be learned anew.
     network = replace(
         params.network,
-        name="default",
+        name=out.stem,
         activation_scale=faithful_scale(maxima[::7]),
         thresholds=(),
     )

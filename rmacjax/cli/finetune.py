@@ -144,7 +144,7 @@ def finetune(
         bfloat16: Compute in bfloat16; weights stay float32.
         stages: What generated images are drawn, one after the other: views or searches, side in
             pixels, pairs per step, steps.
-        workers: Processes that load photos; as many as there are cores, at most 8, unless given.
+        workers: Processes that load photos; as many as there are cores, at most 16, unless given.
         seed: Decides all that is drawn by chance.
         validate: Measure on this data set or folder with ground truth, on "scenes" (generated), or
             on a share of the objects (such as 0.1) that is then not trained on.
@@ -246,7 +246,7 @@ def finetune(
         objects=objects,
         images=2 if images is None else images,
         negatives=negatives,
-        workers=min(8, os.cpu_count() or 1) if workers is None else workers,
+        workers=min(16, os.cpu_count() or 1) if workers is None else workers,
         validate_every=0 if validator is None else every,
         patience=patience,
         save_every=save_every,

@@ -257,29 +257,19 @@ class Checkpoints:
     @contextmanager
     def _writing(self, step: int | None) -> Iterator[None]:
         what = "a checkpoint" if step is None else f"the checkpoint of step {step}"
-        try:
-            with undisturbed():
-                yield
-        except MemoryError:
-            raise
-        except Exception as error:  # Orbax raises those of no kind, too
-            raise OSError(
-                f"{what} could not be written to {self.folder!r} ({_first_line(error)}): see "
-                "whether the disk is full; those before it are whole"
-            ) from error
+        with _told(
+            f"{what} could not be written to {self.folder!r}",
+            "see whether the disk is full; those before it are whole",
+        ):
+            yield
 
     @contextmanager
     def _reading(self, place: str) -> Iterator[None]:
-        try:
-            with undisturbed():
-                yield
-        except MemoryError:
-            raise
-        except Exception as error:
-            raise OSError(
-                f"the checkpoint {place!r} cannot be read ({_first_line(error)}): if it is "
-                "damaged, remove that folder to go on from the one before"
-            ) from error
+        with _told(
+            f"the checkpoint {place!r} cannot be read",
+            "if it is damaged, remove that folder to go on from the one before",
+        ):
+            yield
 
     def _check_step(self, step: int | None) -> int:
         steps = self.steps()
@@ -310,6 +300,18 @@ class Checkpoints:
                 f"{sentence} ({listed}{rest}): continue with what it was begun with, or name "
                 "another folder"
             )
+
+
+@contextmanager
+def _told(what: str, advice: str) -> Iterator[None]:
+    """Let Orbax work undisturbed; whatever it raises, of any kind, becomes one sentence."""
+    try:
+        with undisturbed():
+            yield
+    except MemoryError:  # no matter of files
+        raise
+    except Exception as error:
+        raise OSError(f"{what} ({_first_line(error)}): {advice}") from error
 
 
 def _first_error_only(work: Callable[[], Any]) -> Any:

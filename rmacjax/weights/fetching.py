@@ -91,7 +91,7 @@ def fetch(
 
 
 def _cannot_fetch(name: str) -> str:
-    if name == PACKAGED:
+    if name in PACKAGED:
         return f"{name} ships with rmacjax and needs no fetching"
     if name in CONVERTED_ONLY:
         return (

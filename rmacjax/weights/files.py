@@ -133,7 +133,7 @@ def load(
     """Load a network by its name or from a file.
 
     Args:
-        name_or_path: "default" (the network that ships), a name that was fetched or converted
+        name_or_path: "default" or "vgg16-scenes" (they ship), a name that was fetched or converted
             before ("vgg16", "vgg16-torchvision", "alexnet", "alexnet-caffe", "alexnet-2012",
             "squeezenet1_1", "resnet18", "resnet34", "resnet50", "resnet101", "resnet50-caffe",
             "resnet101-caffe"), or a file: one of ours, or another program's, which is then

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import pooch
 
 FOLDER_VARIABLE = "RMACJAX_WEIGHTS"
-PACKAGED = "default"
+PACKAGED = ("default", "vgg16-scenes")
 CONVERTED_ONLY = ("alexnet-caffe", "alexnet-2012", "resnet50-caffe", "resnet101-caffe")
 
 
@@ -90,7 +90,7 @@ PUBLISHED = MappingProxyType(
     }
 )
 
-NAMES = (PACKAGED, *PUBLISHED, *CONVERTED_ONLY)
+NAMES = (*PACKAGED, *PUBLISHED, *CONVERTED_ONLY)
 
 
 def weights_folder() -> Path:
@@ -110,17 +110,17 @@ def find_named(name: str) -> Path:
     Raises:
         FileNotFoundError: if it is not there; the sentence says how to get it.
     """
-    if name == PACKAGED:
+    if name in PACKAGED:
         package = Path(__file__).resolve().parents[1]
         places = [
-            folder / "default.safetensors"
+            folder / f"{name}.safetensors"
             for folder in (package / "_weights", package.parent / "weights")
         ]
         for place in places:
             if place.is_file():
                 return place
         raise FileNotFoundError(
-            f"the network that ships is not in {places[0].parent}; install rmacjax again"
+            f"{name}, which ships, is not in {places[0].parent}; install rmacjax again"
         )
     path = weights_folder() / f"{name}.safetensors"
     if path.is_file():
