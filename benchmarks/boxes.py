@@ -1,6 +1,6 @@
 """How well boxes lie when localization is asked alone: paintings in the museum's photos of walls.
 
-    python benchmarks/boxes.py MUSEUM                    # the network that ships
+    python benchmarks/boxes.py MUSEUM                    # default
     python benchmarks/boxes.py MUSEUM --weights squeezenet1_1_torchvision_fp16.npz
 
 A painting shrunk to 320 pixels is the query, its wall at 512 the photo; maps are as the network

@@ -11,6 +11,7 @@ from dataclasses import replace
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from PIL import Image
 from safetensors import safe_open
@@ -186,6 +187,28 @@ def test_ctrl_c_in_a_step_keeps_the_step_and_once_more_does_no_harm(params, tmp_
     whole = fit(params, source, tmp_path / "whole", plan=plan_of(5), run=run)
     for name, array in weights_of(whole).items():
         np.testing.assert_array_equal(array, weights_of(done)[name])
+
+
+@pytest.mark.parametrize("at", [2, 4, 5])
+def test_ctrl_c_while_a_checkpoint_is_saved_stops_as_anywhere_else(
+    params, tmp_path, monkeypatch, at
+):
+    """It was saved once more then, and refused: at a checkpoint on the way, and at the last."""
+    source = GeneratedScenes(parse_stages("views:64:4:9"))
+    run = Run(settings=SETTINGS, workers=0, save_every=2)
+    write = ocp.CheckpointManager.save
+
+    def pressed(manager, step, *arguments, **options):
+        if step == at:
+            signal.raise_signal(signal.SIGINT)
+        return write(manager, step, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ocp.CheckpointManager, "save", pressed)
+        with pytest.raises(Stopped) as stopped:
+            fit(params, source, tmp_path, plan=plan_of(5), run=run)
+    assert stopped.value.done.step == at
+    assert fit(params, source, tmp_path, plan=plan_of(5), run=run).step == 5
 
 
 def test_a_loss_that_is_no_number_says_where_and_what_to_try(params, tmp_path):

@@ -1,4 +1,4 @@
-"""What is done to the shipped network after its training, in parts."""
+"""What is done to a network that ships after its training, in parts."""
 
 from dataclasses import replace
 
@@ -167,6 +167,8 @@ def test_what_it_cannot_finish_is_refused(params, file, tmp_path):
         assert not (tmp_path / "default.safetensors").exists()
 
     refused("ends with something else than a conv", replace(params.network, last_pool=True))
+    grouped = Network("alexnet-caffe", False, TORCHVISION_CONVENTION, name="alexnet-caffe")
+    refused("alexnet-caffe ends with something", grouped, initialize("alexnet-caffe", 0))
     other = Network("squeezenet1_1", False, TORCHVISION_CONVENTION, name="squeezenet1_1")
     refused("squeezenet1_1 ends with something", other, initialize("squeezenet1_1", 0))
     refused("--photos must be at least 14, not 13", photos=13)

@@ -836,7 +836,7 @@ def test_a_recipes_network_is_taken_where_none_was_named(capsys, tmp_path):
     assert recipes_weights("default", paper, "x") == "default"
     with pytest.raises(ValueError, match="needs its network"):
         recipes_weights(None, tuned, "x")
-    # Named, the network that ships is one: what is lacking then are the photos.
+    # Named, `default` is one: what is lacking then are the photos.
     words = ["--recipe", "sfm-gem-oxford5k", "--weights", "default", "--data-dir", str(tmp_path)]
     assert main(["evaluate", *words, "--no-cache"]) == 1
     assert str(tmp_path / "oxford5k") in capsys.readouterr().err

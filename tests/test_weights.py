@@ -1152,8 +1152,9 @@ def test_no_connection(published, tmp_path):
 
 
 def test_what_cannot_be_fetched(monkeypatch):
-    with pytest.raises(ValueError, match="ships with rmacjax"):
-        fetch("default")
+    for name in manifest.PACKAGED:
+        with pytest.raises(ValueError, match=f"{name} ships with rmacjax"):
+            fetch(name)
     for name in ("alexnet-caffe", "alexnet-2012", "resnet50-caffe"):
         with pytest.raises(ValueError, match="rmacjax weights convert"):
             fetch(name)

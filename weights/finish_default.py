@@ -81,10 +81,10 @@ def last_convolution(network: Network) -> str:
         ValueError: it ends with something else.
     """
     layer = network.layers[-1]
-    if not isinstance(layer, Convolution):
+    if not isinstance(layer, Convolution) or (layer.kernel, layer.groups) != (3, 1):
         raise ValueError(
-            f"{network.name} ends with something else than a convolution: give an alexnet or a "
-            "vgg16 without its last pool."
+            f"{network.name} ends with something else than a convolution of 3 x 3 cells that sees "
+            "all channels: give an alexnet or a vgg16 without its last pool."
         )
     return layer.name
 
@@ -281,7 +281,7 @@ def finish(
     """Renew and balance channels, learn the whitening and the scale, write the file that ships.
 
     Args:
-        trained: the trained network's file, one that ends with a convolution: alexnet or vgg16.
+        trained: the trained network's file: alexnet in torchvision's shape, or vgg16.
         out: the file to write.
         photos: generated photos to learn on, fourteen at least.
         share: of all cells in which each channel answers at least, and a renewed one at first.
@@ -289,7 +289,8 @@ def finish(
         seed: decides the photos and the fresh kernels.
 
     Raises:
-        ValueError: another architecture, fewer photos, or shares that are none.
+        ValueError: another end than `last_convolution` takes, fewer photos, or shares that are
+            none.
     """
     if photos < FEWEST:
         raise ValueError(f"--photos must be at least {FEWEST}, not {photos}.")

@@ -51,7 +51,7 @@ def demo(
         out: Where the page and all else is written.
         query: The photo to search for.
         box: Where the object is in it.
-        weights: The network: "default", another name, or a weights file.
+        weights: The network: "default", "vgg16-scenes", another name, or a weights file.
         long_side: Larger photos are shrunk to this long side first.
         json: Write the report as JSON to this file, "-" for stdout.
     """

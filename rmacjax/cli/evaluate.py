@@ -107,7 +107,8 @@ def evaluate(
             paper-paris6k, paper-oxford5k-mac, paper-paris6k-alexnet, revisited-roxford5k,
             revisited-rparis6k, sfm-gem-oxford5k and others.
         data_dir: Where published sets lie, each in a folder of its name.
-        weights: The network: "default", another name, or a weights file; by default a recipe's own.
+        weights: The network: "default", "vgg16-scenes", another name, or a weights file; by
+            default a recipe's own.
         last_pool: End with the network's last pooling, as the paper does.
         no_last_pool: Stop before it.
         pool: How a photo's map becomes a vector: by regions (rmac, rgem), or as a whole.

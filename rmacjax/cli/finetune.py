@@ -105,7 +105,8 @@ def finetune(
     Args:
         out: The folder of the run.
         data: What to learn from.
-        weights: What to start from: "default", another name, a weights file, or untrained:alexnet.
+        weights: What to start from: "default", "vgg16-scenes", another name, a weights file, or
+            untrained:alexnet.
         loss: What is made small.
         margin: Of contrastive (0.7 unless given) and triplet (0.1).
         temperature: Of info-nce (0.05 unless given) and smooth-ap (0.01).

@@ -69,7 +69,7 @@ def index(
 
     Args:
         photos: Folders and image files, then the collection.
-        weights: The network: "default", another name, or a weights file.
+        weights: The network: "default", "vgg16-scenes", another name, or a weights file.
         long_side: Larger photos are shrunk to this long side first.
         last_pool: End with the network's last pooling, as the paper does.
         no_last_pool: Stop before it: finer boxes, larger maps.

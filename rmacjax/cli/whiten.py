@@ -70,7 +70,7 @@ def whiten(
     Args:
         photos: The folder to learn from.
         out: The weights file to write.
-        weights: The network: "default", another name, or a weights file.
+        weights: The network: "default", "vgg16-scenes", another name, or a weights file.
         dimensions: How many dimensions a descriptor keeps; without it, all.
         shrinkage: Exponent of the eigenvalues: 0.5 whitens fully, less keeps more of the spectrum.
         pairs: Learn from these pairs: CSV or JSON with two photos' names each, as the folder has

@@ -402,8 +402,9 @@ class _Trainer:
 
     def _save(self, step: int, score: float | None) -> None:
         if step > self.saved:
-            self.checkpoints.save(step, self.state, self.place.extras(), score=score)
-            self.saved = step
+            with undisturbed():  # what is saved is known to be
+                self.checkpoints.save(step, self.state, self.place.extras(), score=score)
+                self.saved = step
 
     def _mine(self, source: Source | PhotoViews) -> Int[np.ndarray, "m k"]:
         """The hard negatives of every image, with the network as it is."""
