@@ -288,8 +288,9 @@ def test_centred_steps_leave_mean_answers_where_they_were(weights, searches):
     assert np.max(np.abs(np.concatenate(shifts))) < 0.03
 
 
-def test_a_step_is_the_same_in_chunks_and_on_devices(weights, searches):
-    rates = replace(RATES, rate=1e-5, warmup=0, centred=True)  # the command's rate
+@pytest.mark.parametrize("centred", [False, True])
+def test_a_step_is_the_same_in_chunks_and_on_devices(weights, searches, centred):
+    rates = replace(RATES, rate=1e-5, warmup=0, centred=centred)  # the command's rate
     plan = Plan(Forward(NETWORK, "rgem", whitening="none"), Objective("info-nce"), rates)
     expected, _ = train_step(state_of(weights, plan), searches, plan=plan)
     # Adam's first step is the gradient over its own size, so of what is next to nothing its sign
@@ -304,7 +305,9 @@ def test_a_step_is_the_same_in_chunks_and_on_devices(weights, searches):
     assert differ(expected.optimizer[1].nu, moved.optimizer[1].nu) < 1e-5
     for name, array in expected.trained.weights.items():
         off = np.abs(np.asarray(array) - np.asarray(moved.trained.weights[name]))
-        assert np.mean(sure[name]) > 0.2 and np.max(off[sure[name]]) < 1e-5
+        # A centred bias makes up for all of its kernel's steps, those of unsure signs among them.
+        most = 2e-5 if centred and name.endswith(".bias") else 1e-7
+        assert np.mean(sure[name]) > 0.2 and np.max(off[sure[name]]) < most
 
 
 def test_steps_of_one_size_are_compiled_once(weights, searches):
