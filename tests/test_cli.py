@@ -767,6 +767,14 @@ def test_interrupted_says_what_is_kept(capsys, made, monkeypatch):
     assert "kept" in err and "same command" in err and "Traceback" not in err
 
 
+def test_interrupted_before_a_command_began_is_no_traceback(capsys, monkeypatch):
+    def stop(name):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "function_of", stop)
+    assert run(capsys, "demo") == (130, "", "Interrupted.\n")
+
+
 def test_ctrl_c_is_heard_even_where_python_drops_it(tmp_path):
     """In a callback of the garbage collector, such as JAX has one."""
     asked = """

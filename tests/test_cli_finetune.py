@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from functools import partial
@@ -14,6 +15,7 @@ from PIL import Image
 from rmacjax import scenes
 from rmacjax.backbones import TORCHVISION_CONVENTION, Network, initialize
 from rmacjax.cli import generated, main
+from rmacjax.cli.training import Made
 from rmacjax.descriptors import Params
 from rmacjax.finetune.sources import GeneratedScenes
 from rmacjax.weights import describe_file, load, save
@@ -96,6 +98,31 @@ def test_ctrl_c_leaves_a_network_and_a_run_that_goes_on(capsys, monkeypatch, tmp
     code, _, err = run(capsys, tmp_path / "run", *words)
     assert code == 0 and "Going on after step 3" in err, err
     assert "for 9 steps" in describe_file(path)["origin"], "the steps of all stages"
+
+
+def test_ctrl_c_again_while_networks_are_written_leaves_nothing_unsaid(
+    capsys, monkeypatch, tmp_path
+):
+    words = ["--data", "scenes", "--stages", "views:64:4:3", "--weights", "untrained:alexnet"]
+    words += ["--whitening", "none", "--workers", "0"]
+    draw, write = GeneratedScenes.draw, Made.write
+
+    def interrupted(self, seed, step):
+        if step == 1:
+            signal.raise_signal(signal.SIGINT)
+        return draw(self, seed, step)
+
+    def pressed(self, *arguments):
+        path = write(self, *arguments)
+        signal.raise_signal(signal.SIGINT)
+        return path
+
+    monkeypatch.setattr(GeneratedScenes, "draw", interrupted)
+    monkeypatch.setattr(Made, "write", pressed)
+    code, _, err = run(capsys, tmp_path / "run", *words)
+    path = tmp_path / "run" / "last.safetensors"
+    assert code == 130 and f"Wrote {path}: what was learned so far" in err, err
+    assert "for 1 steps" in describe_file(path)["origin"]
 
 
 def test_generated_photos_are_measured_on_and_leave_nothing(capsys, objects, monkeypatch, tmp_path):

@@ -379,6 +379,21 @@ def test_a_damaged_score_is_told_and_lets_go_of_the_folder(tmp_path):
         assert checkpoints.score(1) == 0.5
 
 
+@pytest.mark.parametrize("left", ["garbage", "{}", "[]", None])
+def test_lost_options_are_told_not_passed_over(tmp_path, left):
+    folder = tmp_path / "run"
+    with Checkpoints(folder, made_with={"net": "a"}) as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(step, {"x": jnp.float32(step)})
+    file = folder / "2" / "_CHECKPOINT_METADATA"
+    file.unlink() if left is None else file.write_text(left)
+    with pytest.raises(OSError, match=r"cannot be read \(.*\): if .* damaged, remove that"):
+        Checkpoints(folder, made_with={"net": "a"})
+    shutil.rmtree(folder / "2")
+    with Checkpoints(folder, made_with={"net": "a"}) as checkpoints:
+        assert checkpoints.latest() == 1
+
+
 @pytest.mark.parametrize("left", [0.5, 100])
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_whole(saved, rng, capfd, caplog, left):
     noise = jnp.asarray(rng.normal(size=(3, 3, 3, 8)), jnp.float32)

@@ -269,6 +269,24 @@ def test_what_was_best_before_the_loss_was_no_number_is_not_lost(params, tmp_pat
             np.testing.assert_array_equal(kept.weights[name], array)
 
 
+def test_a_photo_too_small_to_be_mined_for_is_not_called_skipped(params, tmp_path, capsys):
+    """Views of it are larger, and are trained on."""
+    from rich.console import Console
+
+    rng = np.random.default_rng(0)
+    for number, side in enumerate((90, 90, 90, 20)):
+        Image.fromarray(rng.integers(0, 256, (side, side, 3), np.uint8)).save(
+            tmp_path / f"{number}.png"
+        )
+    run = Run(settings=SETTINGS, negatives=1, workers=0)
+    out = Console(width=300)
+    source = PhotoViews(tmp_path, n=2, size=64)
+    fit(params, source, tmp_path / "run", plan=plan_of(2), run=run, console=out)
+    said = capsys.readouterr().out
+    assert said.count("3.png has 20 x 20 pixels") == 1 and "Skipped" not in said, said
+    assert f"Without mined negatives: {tmp_path}" in said
+
+
 def test_an_epoch_whose_last_step_is_passed_over_says_so(params, tmp_path, capsys):
     """What is said of it belongs to no step."""
     from rich.console import Console

@@ -210,7 +210,7 @@ def test_people_read_what_is_too_much_and_what_to_do():
         "one step": "500 ms (128.0 images per second)",
         "steps": "10,000",
         "all steps": "1 h 25 min, beside loading, validating and saving",
-        "checkpoints": "up to 1.5 GB each, 6.0 GB for 4, of 5.0 GB free: too much; keep fewer, or "
+        "checkpoints": "up to 1.5 GB each, 6.0 GB for 4, of 5.0 GB free: too much; "
         "name a folder on another disk",
     }
     assert PLAN._replace(device_bytes=None, free_bytes=None).fits

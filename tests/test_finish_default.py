@@ -1,6 +1,9 @@
 """What is done to a network that ships after its training, in parts."""
 
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import finish_default as finish
 import numpy as np
@@ -174,6 +177,19 @@ def test_what_it_cannot_finish_is_refused(params, file, tmp_path):
     refused("--photos must be at least 14, not 13", photos=13)
     refused("--share must lie between 0 and 1", share=1.0)
     refused("--most must lie between --share and 1, not at 0.1", most=0.1)
+
+
+def test_wrong_numbers_are_a_wrong_call_and_a_missing_file_is_a_failure(file, tmp_path):
+    script = Path(finish.__file__)
+    for trained, words, code in ((file, ("--photos", "3"), 2), (tmp_path / "none", (), 1)):
+        done = subprocess.run(
+            [sys.executable, script, trained, tmp_path / "out.safetensors", *words],
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == code, done.stderr
+        assert done.stderr.startswith("finish_default.py: ") and "Traceback" not in done.stderr
+    assert not (tmp_path / "out.safetensors").exists()
 
 
 def test_generated_photos_are_of_several_kinds_and_repeat():

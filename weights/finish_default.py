@@ -330,4 +330,5 @@ if __name__ == "__main__":
     try:
         tyro.cli(finish)
     except (OSError, ValueError) as error:
-        sys.exit(f"finish_default.py: {error}")
+        print(f"finish_default.py: {error}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, ValueError) else 1)

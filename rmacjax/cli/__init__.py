@@ -23,6 +23,7 @@ from shutil import get_terminal_size
 
 from rmacjax import __version__
 from rmacjax.cli.generated import forget
+from rmacjax.finetune.interruption import undisturbed
 
 SUMMARIES = {
     "demo": "See it work: find outlined objects in generated photos, or in your own.",
@@ -98,6 +99,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         code = _dispatch(words)
         sys.stdout.flush()
+    except KeyboardInterrupt:  # before a command began, or again
+        with undisturbed(then_go_on=True):
+            code = _say(INTERRUPTED, "Interrupted.")
     except BrokenPipeError:  # of an overview or a report, whose reader has seen enough
         code = 0
         _flush()
@@ -188,7 +192,8 @@ def _run(name: str, words: list[str]) -> int:
     except SystemExit as exit_:
         return exit_.code if isinstance(exit_.code, int) else 0 if exit_.code is None else 1
     except KeyboardInterrupt:
-        return _say(INTERRUPTED, "Interrupted.", KEPT.get(name, "Nothing was written."))
+        with undisturbed(then_go_on=True):
+            return _say(INTERRUPTED, "Interrupted.", KEPT.get(name, "Nothing was written."))
     except BrokenPipeError:
         # The reader has seen enough, as `head` does; of what was wrongly called nothing was done.
         _flush()

@@ -191,6 +191,7 @@ def finetune(
     prepare()
     from rmacjax.backbones import minimum_size
     from rmacjax.descriptors import Settings
+    from rmacjax.finetune.interruption import undisturbed
     from rmacjax.finetune.loop import fit
     from rmacjax.finetune.optimizer import Rates
     from rmacjax.finetune.runs import Diverged, Run, Stopped
@@ -274,8 +275,9 @@ def finetune(
             say(f"Wrote {path}: what was learned before")
         raise
     except Stopped as stopped:
-        for path in made.write_all(stopped.done):
-            say(f"Wrote {path}: what was learned so far")
+        with undisturbed(then_go_on=True):
+            for path in made.write_all(stopped.done):
+                say(f"Wrote {path}: what was learned so far")
         raise
     written = made.write_all(done)
     if done.early:

@@ -68,7 +68,8 @@ class Checkpoints:
         Raises:
             ValueError: where the folder's checkpoints were made with something else, with what
                 differs; or a number of checkpoints is out of range.
-            OSError: where the folder cannot be used, or another training is using it.
+            OSError: where the folder cannot be used, what is in it is damaged, or another training
+                is using it.
         """
         if keep_best < 0 or keep_last < 1:
             raise ValueError(
@@ -284,7 +285,10 @@ class Checkpoints:
         if step is None or self._made_with is None:
             return
         with self._reading(os.path.join(self.folder, str(step))):
-            before = (self._manager.metadata(step).custom_metadata or {}).get("made_with")
+            known = self._manager.metadata(step).custom_metadata or {}
+            if "made_with" not in known:
+                raise ValueError("what it was made with is lost")
+        before = known["made_with"]
         if before is not None:
             self._refuse(
                 _differences(_flat(before), _flat(self._made_with)),

@@ -428,16 +428,17 @@ class _Trainer:
             clusters[index] = known[index] if known[index] >= 0 else alone + index
         queries = np.arange(len(source))
         found = hard_negatives(matrix, clusters, queries, count=self.run.negatives)
+        what = "Skipped" if is_labelled(source) else "Without mined negatives"
         for index in sorted(skipped):
-            self._skip(skipped[index])
+            self._skip(skipped[index], what)
         self.records.say(f"Mined negatives for epoch {self.place.epoch + 1}.")
         return found
 
-    def _skip(self, sentence: str) -> None:
-        """Say what was left out, once."""
-        if sentence not in self.told:
-            self.told.add(sentence)
-            self.records.say(f"Skipped: {sentence}")
+    def _skip(self, sentence: str, what: str = "Skipped") -> None:
+        """Say what was left out, and of what, once."""
+        if (line := f"{what}: {sentence}") not in self.told:
+            self.told.add(line)
+            self.records.say(line)
 
     def _sorry(self, step: int, loaded: Loaded, facts: Mapping[str, Any]) -> str:
         files = ", ".join(loaded.files[:NAMED]) or "drawn for it"

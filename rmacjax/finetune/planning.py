@@ -179,7 +179,7 @@ def plan_rows(plan: RunPlan) -> list[tuple[str, str]]:
     if plan.free_bytes is not None:
         disk += f", of {size_in_words(plan.free_bytes)} free"
         if plan.disk_bytes > plan.free_bytes:
-            disk += ": too much; keep fewer, or name a folder on another disk"
+            disk += ": too much; name a folder on another disk"
     return [
         ("parameters", f"{plan.parameters:,}"),
         *plan.arrays,
