@@ -767,12 +767,31 @@ def test_interrupted_says_what_is_kept(capsys, made, monkeypatch):
     assert "kept" in err and "same command" in err and "Traceback" not in err
 
 
-def test_interrupted_before_a_command_began_is_no_traceback(capsys, monkeypatch):
-    def stop(name):
-        raise KeyboardInterrupt
+@pytest.mark.parametrize(
+    ("pressed", "later"), [("tyro", "rmacjax.cli.demo"), ("jaxlib", "jax.numpy")]
+)
+def test_ctrl_c_waits_for_libraries(tmp_path, pressed, later):
+    """Half imported, some crash; a command that began says what it kept."""
+    asked = f"""
+import signal, sys
+from rmacjax import cli
 
-    monkeypatch.setattr(cli, "function_of", stop)
-    assert run(capsys, "demo") == (130, "", "Interrupted.\n")
+class Finder:
+    def find_spec(name, path=None, target=None):
+        if name == {pressed!r}:
+            signal.raise_signal(signal.SIGINT)
+        elif name == {later!r}:
+            print("later")
+
+sys.meta_path.insert(0, Finder)
+sys.argv = ["rmacjax", "demo", "photos"]
+sys.exit(cli.main())
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", asked], capture_output=True, text=True, cwd=tmp_path, timeout=60
+    )
+    assert (done.returncode, done.stdout) == (130, "later\n"), done.stderr
+    assert done.stderr.startswith("Interrupted. Photos") and "Traceback" not in done.stderr
 
 
 def test_ctrl_c_is_heard_even_where_python_drops_it(tmp_path):

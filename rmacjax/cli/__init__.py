@@ -15,6 +15,7 @@ import sys
 import textwrap
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from difflib import get_close_matches
 from functools import wraps
 from importlib import import_module
@@ -99,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         code = _dispatch(words)
         sys.stdout.flush()
-    except KeyboardInterrupt:  # before a command began, or again
+    except KeyboardInterrupt:  # again
         with undisturbed(then_go_on=True):
             code = _say(INTERRUPTED, "Interrupted.")
     except BrokenPipeError:  # of an overview or a report, whose reader has seen enough
@@ -169,25 +170,28 @@ def function_of(name: str) -> Callable[..., None]:
 
 def _run(name: str, words: list[str]) -> int:
     trace = bool(os.environ.get("RMACJAX_TRACEBACK"))
-    function = function_of(name)
     begun = False
-
-    @wraps(function)
-    def command(*arguments: object, **options: object) -> None:
-        nonlocal begun
-        begun = True
-        function(*arguments, **options)
-
     try:
-        import tyro
+        with ExitStack() as beginning:
+            beginning.enter_context(undisturbed())  # half an import leaves nothing to go on with
+            import tyro
 
-        tyro.cli(
-            command,
-            description=_description(function),
-            prog=f"rmacjax {name}",
-            args=_with_dash(words),
-            config=(tyro.conf.FlagCreatePairsOff,),
-        )
+            function = function_of(name)
+
+            @wraps(function)
+            def command(*arguments: object, **options: object) -> None:
+                nonlocal begun
+                begun = True
+                beginning.close()
+                function(*arguments, **options)
+
+            tyro.cli(
+                command,
+                description=_description(function),
+                prog=f"rmacjax {name}",
+                args=_with_dash(words),
+                config=(tyro.conf.FlagCreatePairsOff,),
+            )
         sys.stdout.flush()
     except SystemExit as exit_:
         return exit_.code if isinstance(exit_.code, int) else 0 if exit_.code is None else 1

@@ -77,7 +77,10 @@ def prepare() -> None:
     JAX_ENABLE_COMPILATION_CACHE=0 nothing is kept. Where nothing can be written all is compiled
     again, without a word.
     """
-    import jax
+    from rmacjax.finetune.interruption import undisturbed
+
+    with undisturbed():  # some of its libraries crash where they are half imported
+        import jax
     import platformdirs
 
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):

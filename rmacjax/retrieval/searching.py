@@ -236,7 +236,7 @@ def retrieve(
     ranking = reranked
     if expand > 0:
         with _timed(seconds, "expand"):
-            order = np.argsort(-(fused @ query.descriptor), kind="stable")[:expand]
+            order = np.argsort(-_products(fused, query.descriptor), kind="stable")[:expand]
             expanded = _expanded(query.descriptor, vectors[order], expand_alpha)
             ranking = _reordered(filtered, fused, expanded)
     return Retrieved(ranking, filtered, reranked, boxes, box_scores, seconds)
@@ -323,13 +323,23 @@ def _reordered(
     filtered: Stage, vectors: Float[np.ndarray, "k d"], query: Float[np.ndarray, " d"]
 ) -> Stage:
     """The re-ranked images by their boxes' scores; what was not re-ranked follows as it was."""
-    scores = (vectors @ query).astype(np.float32)
+    scores = _products(vectors, query)
     order = np.argsort(-scores, kind="stable")
     rest = slice(len(vectors), None)
     return Stage(
         np.concatenate([filtered.indices[order], filtered.indices[rest]]),
         np.concatenate([scores[order], filtered.scores[rest]]),
     )
+
+
+def _products(
+    vectors: Float[np.ndarray, "k d"], query: Float[np.ndarray, " d"]
+) -> Float[np.ndarray, " k"]:
+    """Each vector's product with the query, which depends on no place among the others.
+
+    BLAS takes several rows at once and the last ones by themselves, and rounds them otherwise.
+    """
+    return np.einsum("kd,d->k", vectors, query, dtype=np.float32)
 
 
 @contextmanager
