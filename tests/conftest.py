@@ -1,6 +1,7 @@
 """Strict settings for every test, and the few fixtures that several modules share."""
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,6 +24,10 @@ jax.config.update("jax_compilation_cache_dir", COMPILED)
 jax.config.update("jax_num_cpu_devices", 2)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# Programs in the background may be deaf to Ctrl-C; tests and the programs they start are not.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Before the package is imported: check every shape and dtype that a signature names. Where a float
 # is asked for an int will do, as everywhere in Python (PEP 484).
