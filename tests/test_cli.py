@@ -794,6 +794,25 @@ sys.exit(cli.main())
     assert done.stderr.startswith("Interrupted. Photos") and "Traceback" not in done.stderr
 
 
+def test_ctrl_c_outside_of_a_command_is_no_traceback(capsys, monkeypatch):
+    def stop(words):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_complete", stop)
+    assert run(capsys, "--tyro-print-completion", "bash") == (130, "", "Interrupted.\n")
+
+
+def test_shells_that_nothing_is_completed_in_are_refused(capsys):
+    for words in (["--tyro-print-completion", "foo"], ["--tyro-print-completion"]):
+        for command in ([], ["finetune"]):
+            code, out, err = run(capsys, *command, *words)
+            assert (code, out) == (2, "") and "one of bash, zsh, tcsh" in err, err
+    with pytest.raises(SystemExit) as done:
+        main(["--tyro-print-completion", "bash"])
+    out, err = capsys.readouterr()
+    assert not done.value.code and "finetune" in out and err == ""
+
+
 def test_ctrl_c_is_heard_even_where_python_drops_it(tmp_path):
     """In a callback of the garbage collector, such as JAX has one."""
     asked = """

@@ -189,6 +189,40 @@ def test_ctrl_c_in_a_step_keeps_the_step_and_once_more_does_no_harm(params, tmp_
         np.testing.assert_array_equal(array, weights_of(done)[name])
 
 
+def test_ctrl_c_in_a_validation_keeps_the_step_and_measures_it_afterwards(params, tmp_path):
+    source = GeneratedScenes(parse_stages("views:64:4:9"))
+    run = Run(settings=SETTINGS, workers=0, validate_every=2)
+    scores = {0: 0.1, 2: 0.9, 4: 0.3, 5: 0.4}
+    measured: list[int] = []
+
+    def train(folder, stops_at=None):
+        def validate(_):
+            step = [*scores][len(measured)]
+            if step == stops_at:
+                raise KeyboardInterrupt
+            measured.append(step)
+            return Validation(scores[step], {"score": scores[step]}, 0.0)
+
+        return fit(params, source, tmp_path / folder, plan=plan_of(5), run=run, validate=validate)
+
+    whole = train("whole")
+    measured.clear()
+    for stops_at, best in ((2, None), (2, None), (4, 2), (5, 2), (5, 2)):
+        with pytest.raises(Stopped) as stopped:
+            train("parts", stops_at)
+        done = stopped.value.done
+        assert (done.step, done.best_step, done.start) == (stops_at, best, 0.1)
+    done = train("parts")
+    assert (done.step, done.best_step, done.score, done.start) == (5, 2, 0.9, 0.1)
+    for kept, expected in ((done.best, whole.best), (done.last, whole.last)):
+        for name, array in expected.weights.items():
+            np.testing.assert_array_equal(kept.weights[name], array)
+    assert curve_of(tmp_path / "parts") == curve_of(tmp_path / "whole")
+    with open(tmp_path / "parts" / "validation.csv", encoding="utf-8") as file:
+        found = [(int(row["step"]), float(row["score"])) for row in csv.DictReader(file)]
+    assert found == [*scores.items()]
+
+
 @pytest.mark.parametrize("at", [2, 4, 5])
 def test_ctrl_c_while_a_checkpoint_is_saved_stops_as_anywhere_else(
     params, tmp_path, monkeypatch, at

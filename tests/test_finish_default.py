@@ -176,6 +176,9 @@ def test_what_it_cannot_finish_is_refused(params, file, tmp_path):
     refused("squeezenet1_1 ends with something", other, initialize("squeezenet1_1", 0))
     refused("--photos must be at least 14, not 13", photos=13)
     refused("--share must lie between 0 and 1", share=1.0)
+    refused("--seed must be at least 0, not -1", seed=-1)
+    with pytest.raises(ValueError, match="is a folder: name the file"):
+        finish.finish(str(file), tmp_path)
     refused("--most must lie between --share and 1, not at 0.1", most=0.1)
 
 

@@ -304,6 +304,35 @@ def test_results_do_not_depend_on_order_or_batches(world, monkeypatch, at_once, 
         np.testing.assert_array_equal(shuffled.boxes[new], whole.boxes[old])
 
 
+def test_scores_do_not_depend_on_the_places_that_the_filter_gave(world):
+    """To the bit, though BLAS rounds the last rows of a product otherwise on some processors."""
+    levels, whitening, descriptors, query = world
+    options = {"whitening": whitening, "settings": SETTINGS, "expand": 3}
+    found = []
+    for turned in range(4):  # maps stay, so what is found in them is the same
+        gallery = Arrays(np.roll(descriptors, turned, axis=0), levels)
+        ranking = retrieve(query, gallery, **options).ranking
+        found.append(dict(zip(ranking.indices.tolist(), ranking.scores.tolist(), strict=True)))
+    assert all(scores == found[0] for scores in found)
+    rows = np.random.default_rng(2).normal(size=(11, 50)).astype(np.float32)
+    whole = searching._products(rows, rows[0])
+    for count in range(1, 12):
+        np.testing.assert_array_equal(searching._products(rows[:count], rows[0]), whole[:count])
+
+
+def test_the_share_of_the_whole_image_may_be_any_float(world):
+    levels, whitening, descriptors, query = world
+    options = {"whitening": whitening, "settings": SETTINGS}
+    gallery = Arrays(descriptors, levels)
+    plain, numpys = (
+        retrieve(query, gallery, fusion=share, **options).ranking
+        for share in (0.3, np.float64(0.3))
+    )
+    assert numpys.indices.tolist() == plain.indices.tolist()
+    np.testing.assert_allclose(numpys.scores, plain.scores, atol=1e-6)
+    assert numpys.scores.dtype == np.float32
+
+
 def test_a_map_that_cannot_be_unpacked_ends_the_search(world, monkeypatch):
     levels, whitening, descriptors, query = world
     monkeypatch.setitem(batches.MAPS_PER_BATCH, "cpu", 2)

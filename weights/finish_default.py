@@ -289,11 +289,15 @@ def finish(
         seed: decides the photos and the fresh kernels.
 
     Raises:
-        ValueError: another end than `last_convolution` takes, fewer photos, or shares that are
-            none.
+        ValueError: another end than `last_convolution` takes, fewer photos, shares or a seed that
+            are none, or a folder to write to.
     """
     if photos < FEWEST:
         raise ValueError(f"--photos must be at least {FEWEST}, not {photos}.")
+    if seed < 0:
+        raise ValueError(f"--seed must be at least 0, not {seed}.")
+    if out.is_dir():
+        raise ValueError(f"{out} is a folder: name the file to write.")
     if not 0 < share < 1:
         raise ValueError(f"--share must lie between 0 and 1, not at {share}.")
     if not share <= most <= 1:
@@ -332,3 +336,6 @@ if __name__ == "__main__":
     except (OSError, ValueError) as error:
         print(f"finish_default.py: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, ValueError) else 1)
+    except KeyboardInterrupt:
+        print("Interrupted. Nothing was written.", file=sys.stderr)
+        sys.exit(130)

@@ -62,6 +62,9 @@ MODULES = {
 
 INTERRUPTED = 130
 
+COMPLETION = ("--tyro-print-completion", "--tyro-write-completion")
+SHELLS = ("bash", "zsh", "tcsh")
+
 KEPT = {
     "index": "What was described so far is kept. Run the same command again to go on from there.",
     "add": "What was described so far is kept. Run the same command again to go on from there.",
@@ -140,7 +143,10 @@ def _interrupt() -> None:
 
 
 def _dispatch(words: list[str]) -> int:
-    if words and words[0].startswith("--tyro-"):
+    for option, shell in pairwise([*words, ""]):
+        if option in COMPLETION and shell not in SHELLS:
+            return _say(2, f"rmacjax: {option} is followed by one of", ", ".join(SHELLS))
+    if words and words[0] in COMPLETION:
         return _complete(words)
     if not words or words[0] in ("-h", "--help", "help"):
         print(_overview("rmacjax", SUMMARIES, FIRST_STEPS), end="")
@@ -201,7 +207,7 @@ def _run(name: str, words: list[str]) -> int:
     except BrokenPipeError:
         # The reader has seen enough, as `head` does; of what was wrongly called nothing was done.
         _flush()
-        return 0 if begun or not {"-h", "--help"}.isdisjoint(words) else 2
+        return 0 if begun or not {"-h", "--help", *COMPLETION}.isdisjoint(words) else 2
     except (ValueError, TypeError) as error:
         if trace:
             raise

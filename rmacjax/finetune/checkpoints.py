@@ -195,6 +195,20 @@ class Checkpoints:
                 )
             )
 
+    def remove(self, step: int) -> None:
+        """Remove a checkpoint.
+
+        Raises:
+            FileNotFoundError: where there is no such checkpoint.
+            OSError: where it cannot be removed.
+        """
+        self._check_step(step)
+        with _told(
+            f"the checkpoint of step {step} in {self.folder!r} cannot be removed",
+            "remove its folder",
+        ):
+            self._manager.delete(step)
+
     def restore(self, like: PyTree, *, step: int | None = None) -> tuple[PyTree, dict[str, Any]]:
         """Read a checkpoint back.
 
@@ -286,9 +300,9 @@ class Checkpoints:
             return
         with self._reading(os.path.join(self.folder, str(step))):
             known = self._manager.metadata(step).custom_metadata or {}
-            if "made_with" not in known:
+            before = known.get("made_with", "")
+            if not isinstance(before, dict | None):
                 raise ValueError("what it was made with is lost")
-        before = known["made_with"]
         if before is not None:
             self._refuse(
                 _differences(_flat(before), _flat(self._made_with)),

@@ -42,7 +42,7 @@ from rmacjax.finetune.sources.protocols import Drawn, Source, is_labelled
 from rmacjax.finetune.sources.views import PhotoViews
 from rmacjax.finetune.state import TrainState, initial_state, to_params
 from rmacjax.finetune.step import Plan, compiled_anew, everywhere, spread, train_step
-from rmacjax.finetune.validation import EarlyStop, Validation, Validator
+from rmacjax.finetune.validation import EarlyStop, Validator
 from rmacjax.mining import hard_negatives
 from rmacjax.weights import measure_activation_scale
 
@@ -320,15 +320,14 @@ class _Trainer:
     records: Records
     validate: Validator | None
     saved: int = -1
-    settled: int = -1
     told: set[str] = field(default_factory=set)
 
     def train(self) -> None:
-        step = self.saved = self.settled = int(self.state.step)
+        step = self.saved = int(self.state.step)
         total = self.plan.rates.steps
         try:
-            if step == 0:
-                self.place = replace(self.place, start=self._measure(0))
+            if self.validate is not None and (step == 0 or self.place.due):
+                self._measure(step, self.validate)
             while step < total and not self.place.stop.stop:
                 batches = self._epoch()
                 for loaded in batches:
@@ -340,11 +339,9 @@ class _Trainer:
                         self._skip(sentence)
                     self.place = replace(self.place, epoch=self.place.epoch + 1, state=None)
         except (KeyboardInterrupt, Diverged):
-            # Only where state and place belong together, and nothing is still to be measured.
-            deleted = any(leaf.is_deleted() for leaf in jax.tree.leaves(self.state))
-            if not deleted and self.settled == int(self.state.step):
+            if not any(leaf.is_deleted() for leaf in jax.tree.leaves(self.state)):
                 with undisturbed(then_go_on=True):  # once is enough
-                    self._save(self.settled, None)
+                    self._save(int(self.state.step), None)
             raise
         if self.saved < step:
             self._save(step, None)
@@ -370,35 +367,39 @@ class _Trainer:
         every = self.run.validate_every
         last = step + 1 >= self.plan.rates.steps
         measured = self.validate is not None and every > 0 and ((step + 1) % every == 0 or last)
-        with undisturbed():  # a step is taken or not
+        with undisturbed():  # a step is taken or not, and known to be
             with compiled_anew():
                 self.state, facts = train_step(self.state, spread(batch), plan=self.plan)
             if int(self.state.step) == step:
                 raise Diverged(self._sorry(step, loaded, facts))
             step += 1
-            self.place = replace(self.place, state=batches.state())
+            self.place = replace(self.place, state=batches.state(), due=measured)
             images = sum(len(block.images) for block in batch.blocks)
             rate = rate_at(self.plan.rates, step - 1)
             self.records.step(step, {**facts, "rate": rate}, images=images)
-            if not measured:
-                self.settled = step
-        score = self._measure(step) if measured else None
-        if score is not None or last or step % self.run.save_every == 0:
-            self._save(step, score)
-        self.settled = step
+        if measured and self.validate is not None:
+            self._measure(step, self.validate)
+        elif last or step % self.run.save_every == 0:
+            self._save(step, None)
         return step
 
-    def _measure(self, step: int) -> float | None:
-        if self.validate is None:
-            return None
-        found: Validation = self.validate(trained_params(self.state, self.plan))
-        for name, reason in found.skipped[: NAMED if step == 0 else 0]:
-            said = reason if name in reason else f"{name} ({reason})"
-            self.records.say(f"Not used in validation: {said}")
-        self.records.validated(step, found.values)
-        if step > 0:
-            self.place = replace(self.place, stop=self.place.stop.update(found.score))
-        return found.score
+    def _measure(self, step: int, validate: Validator) -> None:
+        """Measure what was learned until a step, and save it with its score."""
+        found = validate(trained_params(self.state, self.plan))
+        with undisturbed():  # it was measured, or is still to be
+            for name, reason in found.skipped[: NAMED if step == 0 else 0]:
+                said = reason if name in reason else f"{name} ({reason})"
+                self.records.say(f"Not used in validation: {said}")
+            self.records.validated(step, found.values)
+            if step == 0:
+                self.place = replace(self.place, start=found.score)
+                return
+            stop = self.place.stop.update(found.score)
+            self.place = replace(self.place, stop=stop, due=False)
+            if step == self.saved:  # without a score
+                self.checkpoints.remove(step)
+                self.saved = -1
+            self._save(step, found.score)
 
     def _save(self, step: int, score: float | None) -> None:
         if step > self.saved:

@@ -120,6 +120,7 @@ class Place:
         negatives: (m, k) what was mined before it; None where nothing was.
         stop: what validations have come to.
         start: the score before the first step; None where nothing was measured.
+        due: whether the last step is still to be measured.
     """
 
     epoch: int = 0
@@ -127,6 +128,7 @@ class Place:
     negatives: Int[np.ndarray, "m k"] | None = None
     stop: EarlyStop = field(default_factory=lambda: EarlyStop(0))
     start: float | None = None
+    due: bool = False
 
     def extras(self) -> dict[str, object]:
         """As a checkpoint keeps it."""
@@ -136,13 +138,15 @@ class Place:
             "negatives": self.negatives,
             "stop": list(self.stop),
             "start": self.start,
+            "due": self.due,
         }
 
     @classmethod
     def of(cls, extras: Mapping[str, Any]) -> "Place":
         """As a checkpoint kept it."""
         stop = EarlyStop(*extras["stop"])
-        return cls(extras["epoch"], extras["state"], extras["negatives"], stop, extras["start"])
+        known = {name: extras[name] for name in ("epoch", "state", "negatives", "start", "due")}
+        return cls(stop=stop, **known)
 
 
 def identity(source: Source | Drawn) -> dict[str, object]:

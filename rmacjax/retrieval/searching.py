@@ -339,7 +339,7 @@ def _products(
 
     BLAS takes several rows at once and the last ones by themselves, and rounds them otherwise.
     """
-    return np.einsum("kd,d->k", vectors, query, dtype=np.float32)
+    return np.einsum("kd,d->k", np.asarray(vectors, np.float32), np.asarray(query, np.float32))
 
 
 @contextmanager
