@@ -803,10 +803,13 @@ def test_ctrl_c_outside_of_a_command_is_no_traceback(capsys, monkeypatch):
 
 
 def test_shells_that_nothing_is_completed_in_are_refused(capsys):
-    for words in (["--tyro-print-completion", "foo"], ["--tyro-print-completion"]):
+    for option in ("--tyro-print-completion", "--tyro_print_completion"):
         for command in ([], ["finetune"]):
-            code, out, err = run(capsys, *command, *words)
-            assert (code, out) == (2, "") and "one of bash, zsh, tcsh" in err, err
+            code, out, err = run(capsys, *command, option, "foo")
+            assert (code, out) == (2, "") and "bash" in err and "Traceback" not in err, err
+    nowhere = "/no/such/folder/file"
+    code, out, err = run(capsys, "--tyro-write-completion", "bash", nowhere)
+    assert (code, out) == (1, "") and nowhere in err, err
     with pytest.raises(SystemExit) as done:
         main(["--tyro-print-completion", "bash"])
     out, err = capsys.readouterr()

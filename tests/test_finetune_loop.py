@@ -189,7 +189,9 @@ def test_ctrl_c_in_a_step_keeps_the_step_and_once_more_does_no_harm(params, tmp_
         np.testing.assert_array_equal(array, weights_of(done)[name])
 
 
-def test_ctrl_c_in_a_validation_keeps_the_step_and_measures_it_afterwards(params, tmp_path):
+def test_ctrl_c_in_a_validation_keeps_the_step_and_measures_it_afterwards(
+    params, tmp_path, monkeypatch
+):
     source = GeneratedScenes(parse_stages("views:64:4:9"))
     run = Run(settings=SETTINGS, workers=0, validate_every=2)
     scores = {0: 0.1, 2: 0.9, 4: 0.3, 5: 0.4}
@@ -205,6 +207,9 @@ def test_ctrl_c_in_a_validation_keeps_the_step_and_measures_it_afterwards(params
 
         return fit(params, source, tmp_path / folder, plan=plan_of(5), run=run, validate=validate)
 
+    def killed(*_, **__):
+        raise OSError("the disk is full")
+
     whole = train("whole")
     measured.clear()
     for stops_at, best in ((2, None), (2, None), (4, 2), (5, 2), (5, 2)):
@@ -212,6 +217,14 @@ def test_ctrl_c_in_a_validation_keeps_the_step_and_measures_it_afterwards(params
             train("parts", stops_at)
         done = stopped.value.done
         assert (done.step, done.best_step, done.start) == (stops_at, best, 0.1)
+        # What ends when it is saved again, with its score, is there still.
+        with monkeypatch.context() as patch:
+            patch.setattr(Checkpoints, "save", killed)
+            with pytest.raises(OSError, match="the disk is full"):
+                train("parts")
+        kept = {name.partition(".")[0] for name in os.listdir(tmp_path / "parts" / "checkpoints")}
+        assert str(stops_at) in kept
+        measured.remove(stops_at)
     done = train("parts")
     assert (done.step, done.best_step, done.score, done.start) == (5, 2, 0.9, 0.1)
     for kept, expected in ((done.best, whole.best), (done.last, whole.last)):
@@ -221,6 +234,7 @@ def test_ctrl_c_in_a_validation_keeps_the_step_and_measures_it_afterwards(params
     with open(tmp_path / "parts" / "validation.csv", encoding="utf-8") as file:
         found = [(int(row["step"]), float(row["score"])) for row in csv.DictReader(file)]
     assert found == [*scores.items()]
+    assert not any("." in name for name in os.listdir(tmp_path / "parts" / "checkpoints"))
 
 
 @pytest.mark.parametrize("at", [2, 4, 5])

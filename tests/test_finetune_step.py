@@ -115,13 +115,21 @@ def differ(a, b):
 
 
 @pytest.mark.parametrize(
-    ("kind", "boxes"), [("layer", "none"), ("running", "known"), ("none", "latent")]
+    ("kind", "boxes", "exponent"),
+    [
+        ("layer", "none", 3.0),
+        ("running", "known", 3.0),
+        ("none", "latent", 3.0),
+        ("none", "latent", 10.0),
+    ],
 )
-def test_chunks_and_devices_change_nothing(weights, searches, kind, boxes):
+def test_chunks_and_devices_change_nothing(weights, searches, kind, boxes, exponent):
     """Two passes in chunks, and two devices: the gradient is that of the whole batch."""
     goal = Objective("info-nce", plain=0.2, boxes=boxes)
     # The gradient of a larger exponent is a sum in which nearly all cancels, except rounding.
-    plan = Plan(Forward(replace(NETWORK, gem_p=3.0), "rgem", True, kind), goal, RATES)
+    learned = exponent <= 3
+    network = replace(NETWORK, gem_p=exponent)
+    plan = Plan(Forward(network, "rgem", learned, kind), goal, RATES)
     state = state_of(weights, plan)
     if kind == "running":
         rows = np.random.default_rng(2).random((500, 256)).astype(np.float32)

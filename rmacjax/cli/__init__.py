@@ -63,7 +63,6 @@ MODULES = {
 INTERRUPTED = 130
 
 COMPLETION = ("--tyro-print-completion", "--tyro-write-completion")
-SHELLS = ("bash", "zsh", "tcsh")
 
 KEPT = {
     "index": "What was described so far is kept. Run the same command again to go on from there.",
@@ -109,6 +108,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # of an overview or a report, whose reader has seen enough
         code = 0
         _flush()
+    except (AssertionError, OSError) as error:  # a shell that tyro does not know, or no place
+        if not _is_completion(words):
+            raise
+        code = _say(2 if isinstance(error, AssertionError) else 1, "rmacjax:", _sentence(error))
     if code == INTERRUPTED and argv is None:
         # Native threads may still be at work on what was interrupted; taking the interpreter down
         # under them can crash. All that is to be kept is on the disk already.
@@ -143,10 +146,7 @@ def _interrupt() -> None:
 
 
 def _dispatch(words: list[str]) -> int:
-    for option, shell in pairwise([*words, ""]):
-        if option in COMPLETION and shell not in SHELLS:
-            return _say(2, f"rmacjax: {option} is followed by one of", ", ".join(SHELLS))
-    if words and words[0] in COMPLETION:
+    if words and words[0].startswith("--tyro"):
         return _complete(words)
     if not words or words[0] in ("-h", "--help", "help"):
         print(_overview("rmacjax", SUMMARIES, FIRST_STEPS), end="")
@@ -207,7 +207,8 @@ def _run(name: str, words: list[str]) -> int:
     except BrokenPipeError:
         # The reader has seen enough, as `head` does; of what was wrongly called nothing was done.
         _flush()
-        return 0 if begun or not {"-h", "--help", *COMPLETION}.isdisjoint(words) else 2
+        asked = not {"-h", "--help"}.isdisjoint(words) or _is_completion(words)
+        return 0 if begun or asked else 2
     except (ValueError, TypeError) as error:
         if trace:
             raise
@@ -287,6 +288,10 @@ def _with_dash(words: list[str]) -> list[str]:
         if word == "--json" and following.startswith("--"):
             whole.append("-")
     return whole
+
+
+def _is_completion(words: list[str]) -> bool:
+    return any(word.replace("_", "-") in COMPLETION for word in words[:2])
 
 
 def _complete(words: list[str]) -> int:

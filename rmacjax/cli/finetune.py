@@ -188,7 +188,7 @@ def finetune(
     check_out(out)
     if dry_run or not lies_in_new_folder(out, json):
         check_writable(json)
-    prepare()
+    prepare("rmacjax.finetune.loop")
     from rmacjax.backbones import minimum_size
     from rmacjax.descriptors import Settings
     from rmacjax.finetune.interruption import undisturbed

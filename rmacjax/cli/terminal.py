@@ -7,6 +7,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -70,8 +71,11 @@ def box_px(box: Sequence[int] | None) -> tuple[int, int, int, int] | None:
     return top, left, bottom, right
 
 
-def prepare() -> None:
+def prepare(*modules: str) -> None:
     """Set JAX up for a short-lived program: what was compiled once is kept for the next command.
+
+    JAX is imported, and modules that are named, without being interrupted: half imported, some of
+    the libraries crash.
 
     It is kept in this user's cache folder, or where JAX_COMPILATION_CACHE_DIR says; with
     JAX_ENABLE_COMPILATION_CACHE=0 nothing is kept. Where nothing can be written all is compiled
@@ -79,8 +83,11 @@ def prepare() -> None:
     """
     from rmacjax.finetune.interruption import undisturbed
 
-    with undisturbed():  # some of its libraries crash where they are half imported
+    with undisturbed():
         import jax
+
+        for module in modules:
+            import_module(module)
     import platformdirs
 
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):

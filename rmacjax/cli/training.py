@@ -38,7 +38,7 @@ def check_out(out: str) -> None:
     held = [path for path in places if os.path.exists(path)]
     checkpoints = os.path.join(out, "checkpoints")
     steps = os.listdir(checkpoints) if os.path.isdir(checkpoints) else ()
-    if held and not any(step.isdecimal() for step in steps):
+    if held and not any(step.partition(".")[0].isdecimal() for step in steps):
         raise ValueError(
             f"{held[0]!r} would be replaced, and there are no checkpoints of its run to go on "
             "from: name another folder"

@@ -12,6 +12,7 @@ import gc
 import json
 import logging
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -33,6 +34,9 @@ __all__ = ["Checkpoints"]
 
 NAMED = 5
 """So many differences are listed."""
+
+ASIDE = ".before"
+"""What is added to the name of a checkpoint while it is saved again."""
 
 IN_USE = "in-use"
 """The file that a training holds while it writes to a folder."""
@@ -83,6 +87,7 @@ class Checkpoints:
         self._lock = _lock(self.folder)
         best = BestN(get_metric_fn=_rank, n=keep_best, keep_checkpoints_without_metrics=False)
         try:
+            _take_back(self.folder)
             self._manager = ocp.CheckpointManager(
                 self.folder,
                 item_handlers={
@@ -195,19 +200,25 @@ class Checkpoints:
                 )
             )
 
-    def remove(self, step: int) -> None:
-        """Remove a checkpoint.
+    def save_again(
+        self, step: int, state: PyTree, extras: Mapping[str, object], *, score: float
+    ) -> None:
+        """Save the last step again, measured now; what was there goes when the new one is whole.
+
+        For the arguments see `save`.
 
         Raises:
             FileNotFoundError: where there is no such checkpoint.
-            OSError: where it cannot be removed.
+            OSError: where it could not be written.
         """
-        self._check_step(step)
-        with _told(
-            f"the checkpoint of step {step} in {self.folder!r} cannot be removed",
-            "remove its folder",
-        ):
-            self._manager.delete(step)
+        place = os.path.join(self.folder, str(self._check_step(step)))
+        with undisturbed():
+            with self._writing(step):
+                os.rename(place, place + ASIDE)
+                self._manager.reload()
+            self.save(step, state, extras, score=score)
+            self._wait()
+            shutil.rmtree(place + ASIDE)
 
     def restore(self, like: PyTree, *, step: int | None = None) -> tuple[PyTree, dict[str, Any]]:
         """Read a checkpoint back.
@@ -381,6 +392,14 @@ def _lock(folder: str) -> IO[str]:
             f"another training is at work in {folder!r}: wait for it, or name another folder"
         ) from error
     return file
+
+
+def _take_back(folder: str) -> None:
+    """Bring what was being saved again to its place; where it was saved, remove what was before."""
+    for name in os.listdir(folder):
+        if name.endswith(ASIDE):
+            aside, place = os.path.join(folder, name), os.path.join(folder, name[: -len(ASIDE)])
+            shutil.rmtree(aside) if os.path.isdir(place) else os.rename(aside, place)
 
 
 def _named(state: PyTree) -> dict[str, Any]:

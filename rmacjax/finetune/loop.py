@@ -387,19 +387,19 @@ class _Trainer:
         """Measure what was learned until a step, and save it with its score."""
         found = validate(trained_params(self.state, self.plan))
         with undisturbed():  # it was measured, or is still to be
-            for name, reason in found.skipped[: NAMED if step == 0 else 0]:
-                said = reason if name in reason else f"{name} ({reason})"
-                self.records.say(f"Not used in validation: {said}")
-            self.records.validated(step, found.values)
             if step == 0:
                 self.place = replace(self.place, start=found.score)
-                return
-            stop = self.place.stop.update(found.score)
-            self.place = replace(self.place, stop=stop, due=False)
-            if step == self.saved:  # without a score
-                self.checkpoints.remove(step)
-                self.saved = -1
-            self._save(step, found.score)
+                for name, reason in found.skipped[:NAMED]:
+                    said = reason if name in reason else f"{name} ({reason})"
+                    self.records.say(f"Not used in validation: {said}")
+            else:
+                stop = self.place.stop.update(found.score)
+                self.place = replace(self.place, stop=stop, due=False)
+                if step == self.saved:  # without a score
+                    extras = self.place.extras()
+                    self.checkpoints.save_again(step, self.state, extras, score=found.score)
+                self._save(step, found.score)
+            self.records.validated(step, found.values)
 
     def _save(self, step: int, score: float | None) -> None:
         if step > self.saved:

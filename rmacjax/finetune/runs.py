@@ -145,8 +145,8 @@ class Place:
     def of(cls, extras: Mapping[str, Any]) -> "Place":
         """As a checkpoint kept it."""
         stop = EarlyStop(*extras["stop"])
-        known = {name: extras[name] for name in ("epoch", "state", "negatives", "start", "due")}
-        return cls(stop=stop, **known)
+        known = {name: extras[name] for name in ("epoch", "state", "negatives", "start")}
+        return cls(**known, stop=stop, due=extras.get("due", False))
 
 
 def identity(source: Source | Drawn) -> dict[str, object]:
