@@ -72,7 +72,8 @@ plt.show()
 # `Forward` says how descriptors are made: the same forward pass as `rmacjax.describe`, regions
 # pooled by generalized means with the exponent 10, which is learned too. The whitening follows
 # the moments of what the network has seen lately, because a network with random weights has none
-# worth training. `Objective` is InfoNCE over all views of a step; `Rates` a warm-up and a cosine.
+# worth training. `Objective` is InfoNCE over all views of a step; `Rates` a warm-up and a cosine,
+# and steps that are `centred`, without which channels of such a network fall silent.
 
 # %%
 network = Network("alexnet", last_pool=False, convention=TORCHVISION_CONVENTION, gem_p=10.0)
@@ -81,7 +82,7 @@ settings = rmacjax.Settings(long_side=96, pool="rgem")
 plan = Plan(
     Forward(network, pool="rgem", learn_exponent=True, whitening="running"),
     Objective("info-nce", temperature=0.1, plain=1.0),
-    Rates(rate=1e-3, steps=160, warmup=20, decay=0.02),
+    Rates(rate=1e-3, steps=160, warmup=20, decay=0.02, centred=True),
 )
 source = GeneratedScenes(parse_stages("views:96:40:160"), mishaps=0.0, **LOOKS)
 validate = label_validator(held_out, settings=settings, watch="mAP")
