@@ -804,7 +804,7 @@ def test_ctrl_c_outside_of_a_command_is_no_traceback(capsys, monkeypatch):
 
 def test_shells_that_nothing_is_completed_in_are_refused(capsys):
     for option in ("--tyro-print-completion", "--tyro_print_completion"):
-        for command in ([], ["finetune"]):
+        for command in ([], ["finetune"], ["weights", "show"]):
             code, out, err = run(capsys, *command, option, "foo")
             assert (code, out) == (2, "") and "bash" in err and "Traceback" not in err, err
     nowhere = "/no/such/folder/file"

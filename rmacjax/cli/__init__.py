@@ -291,7 +291,7 @@ def _with_dash(words: list[str]) -> list[str]:
 
 
 def _is_completion(words: list[str]) -> bool:
-    return any(word.replace("_", "-") in COMPLETION for word in words[:2])
+    return any(word.replace("_", "-") in COMPLETION for word in words)
 
 
 def _complete(words: list[str]) -> int:
