@@ -222,7 +222,7 @@ def pool_regions(
             vectors = region_generalized_means(activation_map, regions, gem_p)
         return region_vectors(vectors, whitening, mask=regions[:, 2] > regions[:, 0])
     top, left, bottom, right = regions[0]
-    values = jnp.roll(activation_map.astype(jnp.float32), (-top, -left), axis=(0, 1))
+    values = jnp.roll(activation_map.astype(jnp.float32), -regions[0, :2], axis=(0, 1))
     size = jnp.stack([bottom - top, right - left])
     rows = jnp.arange(values.shape[0])[:, None, None] < size[0]
     columns = jnp.arange(values.shape[1])[None, :, None] < size[1]

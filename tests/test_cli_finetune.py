@@ -240,7 +240,11 @@ def test_networks_of_another_run_are_not_replaced(capsys, objects, tmp_path, mon
         (["--data", "OBJECTS", "--whitening", "layer"], "the weights hold none"),
         (["--data", "OBJECTS", "--chunk", "3"], "whole chunks of 3"),
         (["--data", "OBJECTS", "--chunk", "0"], "--chunk is at least 1"),
-        (["--data", "OBJECTS", "--save-every", "0"], "save_every must be at least 1"),
+        (
+            ["--data", "OBJECTS", "--boxes", "latent", "--box-weight", "-1"],
+            "--box-weight is 0 or more, not -1.0",
+        ),
+        (["--data", "OBJECTS", "--save-every", "0"], "--save-every is at least 1"),
         (["--data", "OBJECTS", "--rate", "1e38", "--warmup", "0"], "nothing can be learned from"),
     ],
 )

@@ -379,7 +379,11 @@ def test_a_damaged_score_is_told_and_lets_go_of_the_folder(tmp_path):
         assert checkpoints.score(1) == 0.5
 
 
-@pytest.mark.parametrize("left", ["garbage", "{}", "[]", '{"custom_metadata": "x"}', None])
+LOST = ["garbage", "{}", "[]", '{"custom_metadata": "x"}']
+LOST += ['{"custom_metadata": {}}', '{"custom_metadata": {"made_with": null}}']
+
+
+@pytest.mark.parametrize("left", [*LOST, None])
 def test_lost_options_are_told_not_passed_over(tmp_path, left):
     folder = tmp_path / "run"
     with Checkpoints(folder, made_with={"net": "a"}) as checkpoints:

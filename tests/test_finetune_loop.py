@@ -237,6 +237,53 @@ def test_ctrl_c_in_a_validation_keeps_the_step_and_measures_it_afterwards(
     assert not any("." in name for name in os.listdir(tmp_path / "parts" / "checkpoints"))
 
 
+def test_photos_lost_in_a_validation_keep_the_step(params, tmp_path, monkeypatch):
+    source = GeneratedScenes(parse_stages("views:64:4:9"))
+    run = Run(settings=SETTINGS, workers=0, validate_every=2)
+    calls: list[int] = []
+
+    def validate(_):
+        calls.append(1)
+        if len(calls) in (2, 4):
+            raise OSError("none of the photos could be read")
+        return Validation(0.5, {"score": 0.5}, 0.0)
+
+    def train(folder="parts"):
+        return fit(params, source, tmp_path / folder, plan=plan_of(4), run=run, validate=validate)
+
+    def full(*_, **__):
+        raise OSError("the disk is full")
+
+    with pytest.raises(OSError, match="none of the photos"):
+        train()
+    with Checkpoints(tmp_path / "parts" / "checkpoints") as checkpoints:
+        assert checkpoints.latest() == 2 and checkpoints.score(2) is None
+    # Where the step cannot be kept either, what came first is told.
+    with monkeypatch.context() as patch:
+        patch.setattr(ocp.CheckpointManager, "save", full)
+        with pytest.raises(OSError, match="the disk is full"):
+            train()  # measures step 2, which cannot be saved again
+    calls[:] = [1, 1]
+    with monkeypatch.context() as patch:
+        write, steps = ocp.CheckpointManager.save, []
+
+        def later(manager, step, *arguments, **options):
+            steps.append(step)
+            return (full if step > 2 else write)(manager, step, *arguments, **options)
+
+        patch.setattr(ocp.CheckpointManager, "save", later)
+        with pytest.raises(OSError, match="none of the photos"):
+            train()
+    assert steps == [2, 4]
+    done = train()
+    calls.clear()
+    calls.extend([1] * 5)
+    whole = train("whole")
+    assert done.step == whole.step == 4 and (done.best_step, done.score) == (2, 0.5)
+    for name, array in whole.last.weights.items():
+        np.testing.assert_array_equal(done.last.weights[name], array)
+
+
 @pytest.mark.parametrize("at", [2, 4, 5])
 def test_ctrl_c_while_a_checkpoint_is_saved_stops_as_anywhere_else(
     params, tmp_path, monkeypatch, at

@@ -1,5 +1,6 @@
 """`rmacjax finetune` (`python -m rmacjax.finetune`): train a network."""
 
+import math
 import os
 from dataclasses import replace
 from typing import Annotated, Literal
@@ -169,6 +170,10 @@ def finetune(
         raise ValueError(f"--chunk is at least 1, not {chunk}")
     if validate_every is not None and validate_every < 1:
         raise ValueError(f"--validate-every is at least 1, not {validate_every}")
+    if save_every < 1:
+        raise ValueError(f"--save-every is at least 1, not {save_every}")
+    if box_weight is not None and not 0 <= box_weight < math.inf:
+        raise ValueError(f"--box-weight is 0 or more, not {box_weight}")
     if not 0 <= seed <= MOST_SEED:
         raise ValueError(f"--seed lies in 0 to {MOST_SEED}, but is {seed}")
     powers = pool in ("gem", "rgem")

@@ -106,6 +106,8 @@ def image_buckets(
 def _checked(sources: Batch | Paths | Iterable[Source]) -> Iterable[Source]:
     if isinstance(sources, str | os.PathLike):
         raise ValueError(f"images are a list of paths, not one path: pass [{os.fspath(sources)!r}]")
+    if isinstance(sources, jax.Array):
+        sources = np.asarray(sources)
     if isinstance(sources, np.ndarray) and sources.ndim == 1 and sources.dtype.kind in "OU":
         return sources.tolist()
     shape = getattr(sources, "shape", None)

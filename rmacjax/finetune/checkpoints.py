@@ -65,7 +65,7 @@ class Checkpoints:
             folder: is made where it does not exist.
             made_with: whatever must not change between two parts of one training, such as the
                 network and the options that decide what is learned: JSON's types and tuples, by
-                name. None compares nothing.
+                name. None compares nothing, and what is saved then can only be opened so.
             keep_best: how many checkpoints with the highest scores are kept.
             keep_last: how many of the latest are kept, at least 1.
 
@@ -311,14 +311,13 @@ class Checkpoints:
             return
         with self._reading(os.path.join(self.folder, str(step))):
             known = self._manager.metadata(step).custom_metadata or {}
-            before = known.get("made_with", "")
-            if not isinstance(before, dict | None):
+            before = known.get("made_with")
+            if not isinstance(before, dict):
                 raise ValueError("what it was made with is lost")
-        if before is not None:
-            self._refuse(
-                _differences(_flat(before), _flat(self._made_with)),
-                f"the checkpoints in {self.folder!r} were made with other options",
-            )
+        self._refuse(
+            _differences(_flat(before), _flat(self._made_with)),
+            f"the checkpoints in {self.folder!r} were made with other options",
+        )
 
     def _refuse(self, differences: list[str], sentence: str) -> None:
         if differences:

@@ -6,7 +6,7 @@ were made with, so a run that was stopped, however it ended, goes on to the same
 
 import os
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field, replace
 from itertools import chain, islice
 from typing import Any, NamedTuple, TypeGuard
@@ -338,9 +338,10 @@ class _Trainer:
                     for sentence in batches.reports:
                         self._skip(sentence)
                     self.place = replace(self.place, epoch=self.place.epoch + 1, state=None)
-        except (KeyboardInterrupt, Diverged):
+        except (KeyboardInterrupt, Diverged, OSError) as error:
             if not any(leaf.is_deleted() for leaf in jax.tree.leaves(self.state)):
-                with undisturbed(then_go_on=True):  # once is enough
+                told = (OSError,) if isinstance(error, OSError) else ()  # the first one is
+                with undisturbed(then_go_on=True), suppress(*told):  # once is enough
                     self._save(int(self.state.step), None)
             raise
         if self.saved < step:

@@ -138,7 +138,7 @@ def compiled_anew() -> Iterator[None]:
     if jax.default_backend() != "cpu" or jax.device_count() == 1:
         yield
         return
-    before = jax.config.jax_enable_compilation_cache  # type: ignore[attr-defined]  # made by JAX
+    before = jax.config.values["jax_enable_compilation_cache"]
     jax.config.update("jax_enable_compilation_cache", False)
     compilation_cache.reset_cache()  # what it found out first, it goes by to the end
     try:

@@ -253,7 +253,7 @@ def best_box(
 def _possible(rows: Spans, columns: Spans, *, inputs: Inputs, max_ratio: Array | None) -> Array:
     """Which groups of boxes may hold one that counts, by the least and the greatest shape."""
     h, w = inputs.size
-    inside = (rows.inner_last <= h)[:, None] & (columns.inner_last <= w)[None, :]
+    inside = (h >= rows.inner_last)[:, None] & (w >= columns.inner_last)[None, :]
     if inputs.ratio is None or max_ratio is None:
         return inside
     tall, wide = ((s.last - s.first).astype(np.float32) for s in (rows, columns))

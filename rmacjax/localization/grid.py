@@ -119,5 +119,5 @@ def score_grid(
     boxes = jnp.stack(jnp.broadcast_arrays(*edges), axis=-1).reshape(-1, 4)
     fitting = shapely[height[:, None], jnp.maximum(width, 0)] & (width >= 0)
     allowed = fitting.reshape(-1) & on_map(boxes, size)
-    order = ((top * heights.size + height)[:, None] * widths.size + left) * widths.size + width
+    order = (left + widths.size * (top * heights.size + height)[:, None]) * widths.size + width
     return Grid(jnp.where(allowed, scores.reshape(-1), MISSING), boxes, order.reshape(-1))

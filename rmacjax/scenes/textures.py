@@ -59,7 +59,7 @@ def _texture(rng: np.random.Generator, size: int) -> UInt8[np.ndarray, "s s 3"]:
         rng,
         size,
         rng.uniform(0.8, 2.2),
-        stretch=rng.choice([1.0, 1.0, 4.0]),
+        stretch=float(rng.choice([1.0, 1.0, 4.0])),
         angle=rng.uniform(0, 3.14),
     )
     kind = rng.integers(8)
