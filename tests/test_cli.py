@@ -802,11 +802,15 @@ def test_ctrl_c_outside_of_a_command_is_no_traceback(capsys, monkeypatch):
     assert run(capsys, "--tyro-print-completion", "bash") == (130, "", "Interrupted.\n")
 
 
-def test_shells_that_nothing_is_completed_in_are_refused(capsys):
+def test_shells_that_nothing_is_completed_in_are_refused(capsys, monkeypatch):
     for option in ("--tyro-print-completion", "--tyro_print_completion"):
         for command in ([], ["finetune"], ["weights", "show"]):
             code, out, err = run(capsys, *command, option, "foo")
             assert (code, out) == (2, "") and "bash" in err and "Traceback" not in err, err
+    # With a package of its own only.
+    monkeypatch.setitem(sys.modules, "shtab", None)
+    code, out, err = run(capsys, "--tyro-print-completion", "tcsh")
+    assert (code, out) == (2, "") and err.startswith("rmacjax: shtab is required"), err
     nowhere = "/no/such/folder/file"
     code, out, err = run(capsys, "--tyro-write-completion", "bash", nowhere)
     assert (code, out) == (1, "") and nowhere in err, err
@@ -814,6 +818,14 @@ def test_shells_that_nothing_is_completed_in_are_refused(capsys):
         main(["--tyro-print-completion", "bash"])
     out, err = capsys.readouterr()
     assert not done.value.code and "finetune" in out and err == ""
+
+    def wrong(_):
+        raise AssertionError("a mistake of ours")
+
+    # Mistakes of ours are none of the user's.
+    monkeypatch.setattr(cli, "_dispatch", wrong)
+    with pytest.raises(AssertionError, match="of ours"):
+        main(["demo"])
 
 
 def test_ctrl_c_is_heard_even_where_python_drops_it(tmp_path):

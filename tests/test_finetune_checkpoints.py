@@ -365,22 +365,64 @@ def test_what_orbax_raises_of_no_kind_is_a_damaged_checkpoint_too(saved, monkeyp
             checkpoints.restore(state_of(0.0))
 
 
-def test_a_damaged_score_is_told_and_lets_go_of_the_folder(tmp_path):
+@pytest.mark.parametrize("left", ['{"s', "{}", "[]", '{"score": "x", "step": 1}', "\udcff"])
+def test_a_damaged_score_is_told_and_lets_go_of_the_folder(tmp_path, left):
     folder = tmp_path / "run"
     with Checkpoints(folder) as checkpoints:
-        checkpoints.save(1, {"x": jnp.ones(3)}, score=0.5)
+        for step in (1, 2):
+            checkpoints.save(step, {"x": jnp.ones(3)}, score=0.5)
     file = folder / "1" / "metrics" / "metrics"
     whole = file.read_bytes()
-    file.write_bytes(whole[:3])
-    with pytest.raises(OSError, match=r"the checkpoints in '.*run' cannot be read"):
+    file.write_text(left, errors="surrogateescape")
+    with pytest.raises(OSError, match=r"'.*run.1' cannot be read \(.+\): if it is damaged, remove"):
         Checkpoints(folder)
     file.write_bytes(whole)
     with Checkpoints(folder) as checkpoints:
         assert checkpoints.score(1) == 0.5
 
 
+def test_what_is_saved_again_is_there_whenever_the_program_ends(tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+
+    def killed(*_, **__):
+        raise RuntimeError("killed")
+
+    def found():
+        with Checkpoints(folder) as checkpoints:
+            assert sorted(os.listdir(folder)) == ["2", "in-use"]
+            state, extras = checkpoints.restore({"x": jnp.float32(0)})
+            return float(state["x"]), extras["epoch"], checkpoints.score(2)
+
+    def again(value, score):
+        with Checkpoints(folder) as checkpoints:
+            checkpoints.save_again(2, {"x": jnp.float32(value)}, {"epoch": value}, score=score)
+
+    with Checkpoints(folder) as checkpoints:
+        checkpoints.save(2, {"x": jnp.float32(1)}, {"epoch": 1})
+        with pytest.raises(FileNotFoundError, match="no checkpoint of step 3"):
+            checkpoints.save_again(3, {"x": jnp.float32(1)}, {}, score=0.5)
+    with monkeypatch.context() as patch:  # after the old one is put aside
+        patch.setattr(Checkpoints, "save", killed)
+        with pytest.raises(RuntimeError, match="killed"):
+            again(5, 0.5)
+    assert (folder / "2.before").is_dir() and not (folder / "2").exists()
+    assert found() == (1.0, 1, None)
+    with monkeypatch.context() as patch:  # before the old one is removed
+        patch.setattr(shutil, "rmtree", killed)
+        with pytest.raises(RuntimeError, match="killed"):
+            again(6, 0.6)
+    assert (folder / "2.before").is_dir() and (folder / "2").is_dir()
+    assert found() == (6.0, 6, 0.6)
+    again(7, 0.7)
+    assert found() == (7.0, 7, 0.7)
+    (folder / "notes.before").touch()  # whoever put it there
+    with Checkpoints(folder) as checkpoints:
+        assert checkpoints.latest() == 2 and (folder / "notes.before").exists()
+
+
 LOST = ["garbage", "{}", "[]", '{"custom_metadata": "x"}']
 LOST += ['{"custom_metadata": {}}', '{"custom_metadata": {"made_with": null}}']
+LOST += ['{"custom_metadata": {"made_with": "x"}}']
 
 
 @pytest.mark.parametrize("left", [*LOST, None])

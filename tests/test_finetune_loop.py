@@ -254,8 +254,11 @@ def test_photos_lost_in_a_validation_keep_the_step(params, tmp_path, monkeypatch
     def full(*_, **__):
         raise OSError("the disk is full")
 
-    with pytest.raises(OSError, match="none of the photos"):
+    said: list[str] = []
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="none of the photos"):
+        patch.setattr(loop.Records, "say", lambda _, sentence: said.append(sentence))
         train()
+    assert "Step 2 is kept: run it again to go on from there." in said
     with Checkpoints(tmp_path / "parts" / "checkpoints") as checkpoints:
         assert checkpoints.latest() == 2 and checkpoints.score(2) is None
     # Where the step cannot be kept either, what came first is told.
@@ -282,6 +285,40 @@ def test_photos_lost_in_a_validation_keep_the_step(params, tmp_path, monkeypatch
     assert done.step == whole.step == 4 and (done.best_step, done.score) == (2, 0.5)
     for name, array in whole.last.weights.items():
         np.testing.assert_array_equal(done.last.weights[name], array)
+
+
+@pytest.mark.parametrize(
+    ("kept", "scores"), [(True, [0.1, 0.9, 0.9, 0.3]), (False, [0.1, 0.9, 0.1, 0.9, 0.3])]
+)
+def test_a_score_that_was_not_saved_is_measured_again(params, tmp_path, monkeypatch, kept, scores):
+    """Saving a measured step fails: it is kept without a score, or not at all."""
+    source = GeneratedScenes(parse_stages("views:64:4:9"))
+    run = Run(settings=SETTINGS, workers=0, validate_every=2)
+    measured: list[float] = []
+
+    def validate(_):
+        measured.append(scores[len(measured)])
+        return Validation(measured[-1], {"score": measured[-1]}, 0.0)
+
+    def train():
+        return fit(params, source, tmp_path, plan=plan_of(4), run=run, validate=validate)
+
+    save = Checkpoints.save
+
+    def fails(checkpoints, step, state, extras=None, *, score=None):
+        if score is not None or not kept:
+            raise OSError("hiccup")
+        save(checkpoints, step, state, extras)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "save", fails)
+        with pytest.raises(OSError, match="hiccup"):
+            train()
+    done = train()
+    assert (done.step, done.best_step, done.score) == (4, 2, 0.9)
+    with open(tmp_path / "validation.csv", encoding="utf-8") as file:
+        found = [(int(row["step"]), float(row["score"])) for row in csv.DictReader(file)]
+    assert found == [(0, 0.1), (2, 0.9), (4, 0.3)]
 
 
 @pytest.mark.parametrize("at", [2, 4, 5])

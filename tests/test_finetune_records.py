@@ -123,6 +123,12 @@ def test_what_lies_beyond_the_step_that_is_gone_on_from_is_cut(tmp_path):
         e.step for e in events_of(tmp_path / "parts" / "tensorboard") if e.session_log.status
     ]
     assert restarts == [0, 21]
+    # What the step is to be measured for once more was not measured.
+    with Records(tmp_path / "parts", total_steps=40, resumed_at=30, measured=False):
+        pass
+    rows = rows_of(tmp_path / "parts" / "validation.csv")
+    assert [row["step"] for row in rows] == ["10", "20"]
+    assert rows_of(tmp_path / "parts" / "steps.csv")[-1]["step"] == "30"
     train(tmp_path / "parts", 1, 5, None)
     assert [row["step"] for row in rows_of(tmp_path / "parts" / "steps.csv")] == ["5"]
     assert not (tmp_path / "parts" / "validation.csv").exists()

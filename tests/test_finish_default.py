@@ -179,6 +179,8 @@ def test_what_it_cannot_finish_is_refused(params, file, tmp_path):
     refused("--seed must be at least 0, not -1", seed=-1)
     with pytest.raises(ValueError, match="is a folder: name the file"):
         finish.finish(str(file), tmp_path)
+    with pytest.raises(OSError, match=r"there is no folder .*: make it first"):
+        finish.finish(str(file), tmp_path / "none" / "out.safetensors")
     refused("--most must lie between --share and 1, not at 0.1", most=0.1)
 
 

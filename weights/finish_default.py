@@ -20,6 +20,7 @@ import rmacjax
 from rmacjax import scenes, weights
 from rmacjax.backbones import Network
 from rmacjax.backbones.layers import Convolution
+from rmacjax.cli.terminal import check_writable
 from rmacjax.descriptors import Params
 from rmacjax.integral import quantize
 from rmacjax.normalization import l2_normalize
@@ -291,6 +292,7 @@ def finish(
     Raises:
         ValueError: another end than `last_convolution` takes, fewer photos, shares or a seed that
             are none, or a folder to write to.
+        OSError: where the file cannot be written.
     """
     if photos < FEWEST:
         raise ValueError(f"--photos must be at least {FEWEST}, not {photos}.")
@@ -298,6 +300,7 @@ def finish(
         raise ValueError(f"--seed must be at least 0, not {seed}.")
     if out.is_dir():
         raise ValueError(f"{out} is a folder: name the file to write.")
+    check_writable(str(out))
     if not 0 < share < 1:
         raise ValueError(f"--share must lie between 0 and 1, not at {share}.")
     if not share <= most <= 1:

@@ -108,10 +108,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # of an overview or a report, whose reader has seen enough
         code = 0
         _flush()
-    except (AssertionError, OSError) as error:  # a shell that tyro does not know, or no place
+    except (AssertionError, ImportError, OSError) as error:
+        # A shell that tyro does not know, or not without another package, or no place to write.
         if not _is_completion(words):
             raise
-        code = _say(2 if isinstance(error, AssertionError) else 1, "rmacjax:", _sentence(error))
+        code = _say(1 if isinstance(error, OSError) else 2, "rmacjax:", _sentence(error))
     if code == INTERRUPTED and argv is None:
         # Native threads may still be at work on what was interrupted; taking the interpreter down
         # under them can crash. All that is to be kept is on the disk already.

@@ -88,6 +88,7 @@ class Checkpoints:
         best = BestN(get_metric_fn=_rank, n=keep_best, keep_checkpoints_without_metrics=False)
         try:
             _take_back(self.folder)
+            self._check_scores()
             self._manager = ocp.CheckpointManager(
                 self.folder,
                 item_handlers={
@@ -305,6 +306,17 @@ class Checkpoints:
             raise FileNotFoundError(f"there is {which} in {self.folder!r}; there is {known}")
         return step
 
+    def _check_scores(self) -> None:
+        """Read every score before Orbax does, which does not say where it fails."""
+        for step in filter(str.isdecimal, os.listdir(self.folder)):
+            place = os.path.join(self.folder, step)
+            file = os.path.join(place, "metrics", "metrics")
+            if os.path.isfile(file):
+                with self._reading(place), open(file, encoding="utf-8") as text:
+                    score, last = _rank(json.load(text))
+                    if not (isinstance(score, float) and isinstance(last, int)):
+                        raise ValueError("its score is no number")
+
     def _check_made_with(self) -> None:
         step = self.latest()
         if step is None or self._made_with is None:
@@ -396,8 +408,9 @@ def _lock(folder: str) -> IO[str]:
 def _take_back(folder: str) -> None:
     """Bring what was being saved again to its place; where it was saved, remove what was before."""
     for name in os.listdir(folder):
-        if name.endswith(ASIDE):
-            aside, place = os.path.join(folder, name), os.path.join(folder, name[: -len(ASIDE)])
+        step = name.removesuffix(ASIDE)
+        if step != name and step.isdecimal():
+            aside, place = os.path.join(folder, name), os.path.join(folder, step)
             shutil.rmtree(aside) if os.path.isdir(place) else os.rename(aside, place)
 
 

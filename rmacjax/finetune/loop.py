@@ -106,6 +106,7 @@ def fit(
             folder,
             total_steps=plan.rates.steps,
             resumed_at=latest,
+            measured=not place.due,
             every=1,
             lines_every=10,
             console=console,
@@ -127,6 +128,11 @@ def fit(
                 if checkpoints.latest() is None:
                     raise
                 ended = error
+            except OSError:
+                with suppress(OSError):  # the first one is told
+                    if (kept := checkpoints.latest()) is not None:
+                        records.say(f"Step {kept} is kept: run it again to go on from there.")
+                raise
         with undisturbed(then_go_on=True):
             done = _finished(checkpoints, like, plan, run)
     if ended is not None:
@@ -342,10 +348,10 @@ class _Trainer:
             if not any(leaf.is_deleted() for leaf in jax.tree.leaves(self.state)):
                 told = (OSError,) if isinstance(error, OSError) else ()  # the first one is
                 with undisturbed(then_go_on=True), suppress(*told):  # once is enough
-                    self._save(int(self.state.step), None)
+                    self._save(int(self.state.step), self.place)
             raise
         if self.saved < step:
-            self._save(step, None)
+            self._save(step, self.place)
 
     def _epoch(self) -> Batches:
         """The batches of this epoch, from where it is."""
@@ -381,13 +387,14 @@ class _Trainer:
         if measured and self.validate is not None:
             self._measure(step, self.validate)
         elif last or step % self.run.save_every == 0:
-            self._save(step, None)
+            self._save(step, self.place)
         return step
 
     def _measure(self, step: int, validate: Validator) -> None:
         """Measure what was learned until a step, and save it with its score."""
         found = validate(trained_params(self.state, self.plan))
         with undisturbed():  # it was measured, or is still to be
+            self.records.validated(step, found.values)
             if step == 0:
                 self.place = replace(self.place, start=found.score)
                 for name, reason in found.skipped[:NAMED]:
@@ -395,17 +402,17 @@ class _Trainer:
                     self.records.say(f"Not used in validation: {said}")
             else:
                 stop = self.place.stop.update(found.score)
-                self.place = replace(self.place, stop=stop, due=False)
+                place = replace(self.place, stop=stop, due=False)
                 if step == self.saved:  # without a score
-                    extras = self.place.extras()
+                    extras = place.extras()
                     self.checkpoints.save_again(step, self.state, extras, score=found.score)
-                self._save(step, found.score)
-            self.records.validated(step, found.values)
+                self._save(step, place, found.score)
+                self.place = place  # only now: until its score is saved it is to be measured
 
-    def _save(self, step: int, score: float | None) -> None:
+    def _save(self, step: int, place: Place, score: float | None = None) -> None:
         if step > self.saved:
             with undisturbed():  # what is saved is known to be
-                self.checkpoints.save(step, self.state, self.place.extras(), score=score)
+                self.checkpoints.save(step, self.state, place.extras(), score=score)
                 self.saved = step
 
     def _mine(self, source: Source | PhotoViews) -> Int[np.ndarray, "m k"]:

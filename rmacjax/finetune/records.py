@@ -115,6 +115,7 @@ class Records:
         *,
         total_steps: int,
         resumed_at: int | None = None,
+        measured: bool = True,
         every: int = 10,
         lines_every: int | None = None,
         console: Console | None = None,
@@ -126,6 +127,8 @@ class Records:
             total_steps: how many steps the whole training has.
             resumed_at: the step that the training goes on from: what was recorded after it is cut.
                 None: it begins, and earlier records in the folder go.
+            measured: whether that step was validated, if it was to be; what is recorded of that is
+                cut where it will be again.
             every: steps per row.
             lines_every: steps per line where the console is no terminal, a multiple of `every`;
                 None: the same. A line has the means of its rows.
@@ -148,7 +151,8 @@ class Records:
         try:
             os.makedirs(self.folder, exist_ok=True)
             self._steps = Sheet(os.path.join(self.folder, STEPS_FILE), until=resumed_at)
-            self._validations = Sheet(os.path.join(self.folder, VALIDATION_FILE), until=resumed_at)
+            until = None if resumed_at is None else resumed_at - (not measured)
+            self._validations = Sheet(os.path.join(self.folder, VALIDATION_FILE), until=until)
             # Whoever looks at all runs of a folder is told what this one replaces.
             self._board = SummaryWriter(
                 os.path.join(self.folder, TENSORBOARD_FOLDER),
