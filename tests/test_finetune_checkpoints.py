@@ -365,7 +365,7 @@ def test_what_orbax_raises_of_no_kind_is_a_damaged_checkpoint_too(saved, monkeyp
             checkpoints.restore(state_of(0.0))
 
 
-@pytest.mark.parametrize("left", ['{"s', "{}", "[]", '{"score": "x", "step": 1}', "\udcff"])
+@pytest.mark.parametrize("left", ['{"s', "{}", "[]", '{"score": NaN, "step": 1}', "\udcff"])
 def test_a_damaged_score_is_told_and_lets_go_of_the_folder(tmp_path, left):
     folder = tmp_path / "run"
     with Checkpoints(folder) as checkpoints:

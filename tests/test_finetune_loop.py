@@ -258,7 +258,7 @@ def test_photos_lost_in_a_validation_keep_the_step(params, tmp_path, monkeypatch
     with monkeypatch.context() as patch, pytest.raises(OSError, match="none of the photos"):
         patch.setattr(loop.Records, "say", lambda _, sentence: said.append(sentence))
         train()
-    assert "Step 2 is kept: run it again to go on from there." in said
+    assert "Checkpoints are kept: run it again to go on from the last." in said
     with Checkpoints(tmp_path / "parts" / "checkpoints") as checkpoints:
         assert checkpoints.latest() == 2 and checkpoints.score(2) is None
     # Where the step cannot be kept either, what came first is told.
@@ -287,11 +287,10 @@ def test_photos_lost_in_a_validation_keep_the_step(params, tmp_path, monkeypatch
         np.testing.assert_array_equal(done.last.weights[name], array)
 
 
-@pytest.mark.parametrize(
-    ("kept", "scores"), [(True, [0.1, 0.9, 0.9, 0.3]), (False, [0.1, 0.9, 0.1, 0.9, 0.3])]
-)
-def test_a_score_that_was_not_saved_is_measured_again(params, tmp_path, monkeypatch, kept, scores):
+@pytest.mark.parametrize("how", ["at once", "in the background", "always"])
+def test_a_score_that_was_not_saved_is_measured_again(params, tmp_path, monkeypatch, how):
     """Saving a measured step fails: it is kept without a score, or not at all."""
+    scores = [0.1, 0.9, *([0.1] if how == "always" else []), 0.9, 0.3]
     source = GeneratedScenes(parse_stages("views:64:4:9"))
     run = Run(settings=SETTINGS, workers=0, validate_every=2)
     measured: list[float] = []
@@ -303,15 +302,26 @@ def test_a_score_that_was_not_saved_is_measured_again(params, tmp_path, monkeypa
     def train():
         return fit(params, source, tmp_path, plan=plan_of(4), run=run, validate=validate)
 
-    save = Checkpoints.save
+    save, wait = Checkpoints.save, Checkpoints.wait
+    failing: list[int] = []
 
     def fails(checkpoints, step, state, extras=None, *, score=None):
-        if score is not None or not kept:
+        if score is not None and how == "in the background":
+            failing.append(step)
+        elif score is not None or how == "always":
             raise OSError("hiccup")
-        save(checkpoints, step, state, extras)
+        else:
+            save(checkpoints, step, state, extras)
+
+    def waits(checkpoints):
+        wait(checkpoints)
+        if failing:
+            failing.clear()
+            raise OSError("hiccup")
 
     with monkeypatch.context() as patch:
         patch.setattr(Checkpoints, "save", fails)
+        patch.setattr(Checkpoints, "wait", waits)
         with pytest.raises(OSError, match="hiccup"):
             train()
     done = train()

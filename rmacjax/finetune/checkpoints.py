@@ -129,7 +129,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """The steps that there are checkpoints of, ascending; complete ones only."""
-        self._wait()
+        self.wait()
         return sorted(self._manager.all_steps())
 
     def latest(self) -> int | None:
@@ -218,7 +218,7 @@ class Checkpoints:
                 os.rename(place, place + ASIDE)
                 self._manager.reload()
             self.save(step, state, extras, score=score)
-            self._wait()
+            self.wait()
             shutil.rmtree(place + ASIDE)
 
     def restore(self, like: PyTree, *, step: int | None = None) -> tuple[PyTree, dict[str, Any]]:
@@ -262,6 +262,15 @@ class Checkpoints:
         ]
         return jax.tree.unflatten(jax.tree.structure(like), leaves), extras
 
+    def wait(self) -> None:
+        """Wait until what was saved is written.
+
+        Raises:
+            OSError: where it could not be written.
+        """
+        with self._writing(None):
+            _first_error_only(self._manager.wait_until_finished)
+
     def close(self) -> None:
         """Wait until all is written, and let go of the folder.
 
@@ -269,17 +278,13 @@ class Checkpoints:
             OSError: where the last save could not be written.
         """
         try:
-            self._wait()
+            self.wait()
         finally:
             with undisturbed():
                 try:
                     self._manager.close()
                 finally:
                     self._lock.close()
-
-    def _wait(self) -> None:
-        with self._writing(None):
-            _first_error_only(self._manager.wait_until_finished)
 
     @contextmanager
     def _writing(self, step: int | None) -> Iterator[None]:
@@ -314,7 +319,7 @@ class Checkpoints:
             if os.path.isfile(file):
                 with self._reading(place), open(file, encoding="utf-8") as text:
                     score, last = _rank(json.load(text))
-                    if not (isinstance(score, float) and isinstance(last, int)):
+                    if not isinstance(score, float) or np.isnan(score) or not isinstance(last, int):
                         raise ValueError("its score is no number")
 
     def _check_made_with(self) -> None:

@@ -130,8 +130,8 @@ def fit(
                 ended = error
             except OSError:
                 with suppress(OSError):  # the first one is told
-                    if (kept := checkpoints.latest()) is not None:
-                        records.say(f"Step {kept} is kept: run it again to go on from there.")
+                    if checkpoints.latest() is not None:
+                        records.say("Checkpoints are kept: run it again to go on from the last.")
                 raise
         with undisturbed(then_go_on=True):
             done = _finished(checkpoints, like, plan, run)
@@ -413,6 +413,8 @@ class _Trainer:
         if step > self.saved:
             with undisturbed():  # what is saved is known to be
                 self.checkpoints.save(step, self.state, place.extras(), score=score)
+                if score is not None:  # what is not kept is to be measured again
+                    self.checkpoints.wait()
                 self.saved = step
 
     def _mine(self, source: Source | PhotoViews) -> Int[np.ndarray, "m k"]:
